@@ -1,0 +1,45 @@
+"""Installs mlfsic_jax: ``pip install -e . -c constraints.txt``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "mlfsic_jax" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="mlfsic_jax",
+    version=VERSION,
+    description="Multi-label few-shot image classification in JAX: the Base and LCM models",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["mlfsic_jax*"]),
+    package_data={"mlfsic_jax": ["py.typed", "data/label_splits.json"]},
+    python_requires=">=3.11",
+    # constraints.txt pins the versions that the tests ran with.
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "flax>=0.12",
+        "importlib_resources>=6",  # TFDS needs it and does not say so
+        "jax>=0.10,<0.12",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11.0",
+        "safetensors>=0.5",
+        "scipy>=1.14",
+        "tensorflow-datasets>=4.9.10",  # builders and readers; TensorFlow itself is not needed
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.5"],
+        "torch": ["torch>=2.6"],
+        "cuda12": ["jax[cuda12]>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
+    },
+)
