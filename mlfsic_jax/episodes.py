@@ -1,0 +1,205 @@
+"""Episodes: which images are support and which are query (paper section 3)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ATTEMPTS = 100
+
+
+class Episode(NamedTuple):
+    """Rows of the label matrix, label-major: entry ``c * n_shot + k`` was drawn for label c.
+
+    Attributes:
+      support: int32 [C * n_shot].
+      query: int32 [C * n_query], disjoint from the support.
+    """
+
+    support: jax.Array
+    query: jax.Array
+
+
+class InfeasibleEpisode(ValueError):
+    """No choice of distinct images can serve every label; ``labels`` are the columns that cannot be served together."""
+
+    def __init__(self, labels: list[int], counts: list[int], images: int, need: int):
+        self.labels, self.counts, self.images, self.need = labels, counts, images, need
+        super().__init__(self.describe([f"label {c}" for c in labels]))
+
+    def describe(self, names: list[str]) -> str:
+        """The message with the labels called ``names``."""
+        listed = ", ".join(f"{name} ({count} images)" for name, count in zip(names, self.counts, strict=True))
+        together = f", {self.images} distinct images together" if len(names) > 1 else ""
+        return (
+            f"no episode possible: {listed}{together}; n_shot + n_query needs {self.need} images a label, "
+            f"{self.need * len(names)} distinct ones in all: lower n_shot or n_query, or leave labels out"
+        )
+
+
+def sample_episode(key: jax.Array, labels, *, n_shot: int, n_query: int) -> Episode:
+    """Draws one episode over all labels: ``n_shot`` support and ``n_query`` query images per label, all distinct.
+
+    Labels take turns in a fresh random order, first for all supports, then for all queries; each draws uniformly
+    without replacement among its images that are still free. A draw that runs out of images is tried again, up to 100
+    times; if all fail (labels that share almost all their images), an assignment found by maximum flow is returned.
+    Images drawn for one label may have others too: read their full labels from ``labels[episode.support]``.
+
+    Pure in ``key``: works under jit, and under vmap over keys.
+
+    Args:
+      key: a ``jax.random.key``.
+      labels: bool [I, C], concrete (NumPy or a JAX array outside of a trace).
+      n_shot: support images per label, K.
+      n_query: query images per label.
+
+    Returns:
+      An ``Episode``.
+
+    Raises:
+      TypeError: ``labels`` is traced.
+      ValueError: ``labels`` or the counts are malformed; ``InfeasibleEpisode`` if no episode exists.
+    """
+    plan, n_images = _check(labels, n_shot, n_query)
+    return _draw(key, plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+
+
+def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_query: int) -> Episode:
+    """``n_episodes`` calls of ``sample_episode``, the i-th with ``fold_in(key, i)``, as one compiled program.
+
+    Returns:
+      An ``Episode`` of int32 [n_episodes, C * n_shot] and [n_episodes, C * n_query].
+    """
+    plan, n_images = _check(labels, n_shot, n_query)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n_episodes))
+    return _draw_many(keys, plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+
+
+def _check(labels, n_shot: int, n_query: int) -> tuple[_Plan, int]:
+    if isinstance(labels, jax.core.Tracer):
+        raise TypeError("labels must be concrete: close over them instead of passing them through jit or vmap")
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or 0 in labels.shape:
+        raise ValueError(f"labels must be [images, labels] and not empty, not {labels.shape}")
+    if labels.dtype != bool:
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError("labels must be bool, or 0 and 1")
+        labels = labels.astype(bool)
+    for name, count in (("n_shot", n_shot), ("n_query", n_query)):
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
+    return _plan(_Hashed(labels), int(n_shot), int(n_query)), len(labels)
+
+
+class _Hashed:
+    """A label matrix as a cache key: equal by content."""
+
+    def __init__(self, labels: np.ndarray):
+        self.labels = labels
+        self.digest = hashlib.sha256(repr(labels.shape).encode() + np.packbits(labels).tobytes()).digest()
+
+    def __hash__(self):
+        return hash(self.digest)
+
+    def __eq__(self, other):
+        return self.digest == other.digest
+
+
+class _Plan(NamedTuple):
+    """A label matrix as lists of its positives: label-major, E entries."""
+
+    label: np.ndarray  # int32 [E]
+    image: np.ndarray  # int32 [E]
+    start: np.ndarray  # int32 [C], a label's first entry
+    count: np.ndarray  # int32 [C], its number of entries
+    fallback: np.ndarray  # int32 [C, n_shot + n_query], one valid assignment
+
+
+@functools.lru_cache(maxsize=16)  # the feasibility check costs more than a draw
+def _plan(hashed: _Hashed, n_shot: int, n_query: int) -> _Plan:
+    label, image = np.nonzero(hashed.labels.T)
+    count = hashed.labels.sum(axis=0)
+    start = np.cumsum(count) - count
+    fallback = _assign(hashed.labels, n_shot + n_query)
+    return _Plan(*(x.astype(np.int32) for x in (label, image, start, count, fallback)))
+
+
+def _assign(labels: np.ndarray, need: int) -> np.ndarray:
+    """int [C, need]: ``need`` images for every label, all distinct, by maximum flow; raises ``InfeasibleEpisode``."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    n_images, n_labels = labels.shape
+    # source -> label (capacity need) -> image (1) -> sink (1)
+    image, label = np.nonzero(labels)
+    source, sink = n_labels + n_images, n_labels + n_images + 1
+    tails = np.concatenate([np.full(n_labels, source), label, n_labels + np.arange(n_images)])
+    heads = np.concatenate([np.arange(n_labels), n_labels + image, np.full(n_images, sink)])
+    capacity = np.concatenate([np.full(n_labels, need), np.ones(len(image) + n_images, int)]).astype(np.int32)
+    graph = csr_array((capacity, (tails, heads)), shape=(sink + 1, sink + 1))
+    result = maximum_flow(graph, source, sink)
+    if result.flow_value < need * n_labels:
+        # The labels still reachable from the source compete for too few images (minimum cut).
+        residual = graph - result.flow
+        residual.eliminate_zeros()
+        reachable = breadth_first_order(csr_array(residual > 0), source, return_predecessors=False)
+        short = sorted(int(v) for v in reachable if v < n_labels)
+        together = int(labels[:, short].any(axis=1).sum())
+        raise InfeasibleEpisode(short, labels[:, short].sum(axis=0).tolist(), together, need)
+    flow = csr_array(result.flow)[:n_labels, n_labels : n_labels + n_images].tocoo()
+    used = flow.data > 0
+    rows, columns = flow.coords[0][used], flow.coords[1][used]
+    return columns[np.lexsort((columns, rows))].reshape(n_labels, need)
+
+
+@functools.partial(jax.jit, static_argnames=("n_images", "n_shot", "n_query"))
+def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Episode:
+    n_labels = len(plan.start)
+
+    def attempt(key):
+        """Walks once through all labels for the supports and once for the queries."""
+        order_key, image_key = jax.random.split(key)
+        # Every label's images in an order of its own; each turn takes the first free ones.
+        bits = jax.random.bits(image_key, plan.image.shape)
+        _, _, shuffled = jax.lax.sort((plan.label, bits, plan.image), num_keys=2)
+        # The others take at most all other images of the episode, so no label ever looks further than this.
+        window = jnp.arange(min(n_images, n_labels * (n_shot + n_query)))
+
+        def turn(take, carry, c):
+            free, _ = carry
+            candidates = shuffled[plan.start[c] + window]
+            usable = free[candidates] & (window < plan.count[c])
+            rank = jnp.cumsum(usable)
+            chosen = candidates[jnp.searchsorted(rank, jnp.arange(1, take + 1))]
+            enough = rank[-1] >= take
+            return (free.at[chosen].set(False), carry[1] & enough), chosen
+
+        free = (jnp.ones(n_images, bool), jnp.bool(True))
+        drawn = []
+        for take, k in ((n_shot, 0), (n_query, 1)):
+            order = jax.random.permutation(jax.random.fold_in(order_key, k), n_labels)
+            free, chosen = jax.lax.scan(functools.partial(turn, take), free, order)
+            drawn.append(jnp.zeros_like(chosen).at[order].set(chosen))
+        return drawn[0], drawn[1], free[1]
+
+    fallback = (plan.fallback[:, :n_shot], plan.fallback[:, n_shot:], jnp.bool(False))
+    _, (support, query, _) = jax.lax.while_loop(
+        lambda state: (state[0] < _ATTEMPTS) & ~state[1][2],
+        lambda state: (state[0] + 1, _keep_if_valid(attempt(jax.random.fold_in(key, state[0])), fallback)),
+        (0, jax.tree.map(jnp.asarray, fallback)),
+    )
+    return Episode(support.reshape(-1), query.reshape(-1))
+
+
+def _keep_if_valid(drawn, fallback):
+    return tuple(jnp.where(drawn[2], d, f) for d, f in zip(drawn, fallback, strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("n_images", "n_shot", "n_query"))
+def _draw_many(keys, plan: _Plan, **sizes) -> Episode:
+    return jax.lax.map(lambda key: _draw(key, plan, **sizes), keys, batch_size=16)

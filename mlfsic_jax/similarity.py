@@ -1,0 +1,25 @@
+"""Cosine similarity, the measure between everything in the joint space."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+    """x / |x| along ``axis``; zero stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
+
+
+def cosine_logits(x: jax.Array, prototypes: jax.Array, scale: float) -> jax.Array:
+    """scale * cos(x_i, prototype_c) (eqs 4 and 19).
+
+    Args:
+      x: float [..., d], images.
+      prototypes: float [C, d], one row per label: word embeddings (eq 4) or visual prototypes (eq 19).
+      scale: the paper's lambda.
+
+    Returns:
+      float [..., C].
+    """
+    return scale * (unit(x) @ unit(prototypes).T)
