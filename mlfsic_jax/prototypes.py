@@ -1,0 +1,130 @@
+"""Label prototypes from the support set's local features, guided by the label's word (paper section 4.3)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlfsic_jax.similarity import unit
+
+
+class CrossAttention(nn.Module):
+    """Channel-wise cross-attention: the word asks, the local features answer, head by head (eqs 12-14).
+
+    Attributes:
+      n_heads: n_a; each head sees d_joint / n_heads channels, keys and values alike.
+      dropout: rate inside the MLP.
+      skip: a skip connection around the MLP (ours; the paper's equation 14 has none).
+      anchor: start as uniform attention without MLP, that is, as the plain mean of the local features.
+    """
+
+    n_heads: int
+    dropout: float
+    skip: bool
+    anchor: bool
+
+    @nn.compact
+    def __call__(self, locals_, mask, words, train: bool):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d = words.shape[-1]
+        # One linear layer holds the Q_j of all heads.
+        query = nn.Dense(d, use_bias=False, kernel_init=_zeros_if(self.anchor), name="query")(words)
+        query = query.reshape(-1, self.n_heads, d // self.n_heads)  # [C, heads, d_a]
+        keys = values = locals_.reshape(-1, self.n_heads, d // self.n_heads)  # [M, heads, d_a]
+        logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
+        attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
+        pooled = jnp.einsum("chm,mhd->chd", attention, values).reshape(-1, d)
+        hidden = nn.gelu(nn.Dense(d, name="mlp_1")(pooled), approximate=False)
+        out = nn.Dense(d, name="mlp_2")(nn.Dropout(self.dropout, deterministic=not train)(hidden))
+        if self.anchor:
+            out = out * self.param("mlp_gate", nn.initializers.zeros, ())
+        return pooled + out if self.skip or self.anchor else out
+
+
+class DynamicConvolution(nn.Module):
+    """Two 1x1 convolutions whose kernels are generated from the word (eqs 15-16).
+
+    Attributes:
+      d_dynamic: d_d, width between the two.
+      n_dynamic: n_d, how many of a label's local features go through: the most similar to its word by cosine.
+      anchor: start at zero.
+    """
+
+    d_dynamic: int
+    n_dynamic: int
+    anchor: bool
+
+    @nn.compact
+    def __call__(self, locals_, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d, d_dynamic = words.shape[-1], self.d_dynamic
+        # The biases alone start the kernels at fan-in scale; the words modulate them.
+        theta_1 = nn.Dense(
+            d * d_dynamic,
+            kernel_init=nn.initializers.normal(0.02 / d**0.5),
+            bias_init=nn.initializers.normal(d**-0.5),
+            name="kernel_1",
+        )(words).reshape(-1, d, d_dynamic)
+        theta_2 = nn.Dense(
+            d_dynamic * d,
+            kernel_init=nn.initializers.normal(0.02),
+            bias_init=nn.initializers.normal(d_dynamic**-0.5),
+            name="kernel_2",
+        )(words).reshape(-1, d_dynamic, d)
+
+        n_top = min(self.n_dynamic, mask.shape[1])
+        similarity = jnp.where(mask, unit(words) @ unit(locals_).T, -jnp.inf)  # [C, M]
+        similarity, top = jax.lax.top_k(jax.lax.stop_gradient(similarity), n_top)
+        present = jnp.isfinite(similarity)[..., None]  # a label with fewer locals averages what there is
+        u = jnp.einsum("ckd,cde->cke", locals_[top], theta_1)
+        u = nn.relu(nn.LayerNorm(name="norm_1")(u))
+        u = jnp.einsum("cke,ced->ckd", u, theta_2)
+        u = nn.relu(nn.LayerNorm(name="norm_2")(u))
+        out = jnp.sum(jnp.where(present, u, 0), axis=1) / jnp.maximum(present.sum(axis=1), 1)
+        return out * self.param("gate", nn.initializers.zeros, ()) if self.anchor else out
+
+
+class Prototypes(nn.Module):
+    """p_c = cross-attention + dynamic convolution (eq 17)."""
+
+    n_heads: int = 8
+    d_dynamic: int = 64
+    n_dynamic: int = 16
+    dropout: float = 0.1
+    skip: bool = True
+    anchor: bool = False
+
+    @nn.compact
+    def __call__(self, locals_, labels, words, keep=None, train: bool = False):
+        """Computes the prototypes of all labels.
+
+        Args:
+          locals_: float [S, L, d], the support's local features in the joint space.
+          labels: 0/1 or bool [S, C]; a label's prototype uses every support image that has it.
+          words: float [C, d], label embeddings in the joint space.
+          keep: bool [S, L], positions to use (LCM), or None for all.
+          train: whether dropout is active (needs the rng "dropout").
+
+        Returns:
+          float [C, d]; a label without a support image has no locals and gets the zero vector from attention.
+        """
+        s, n_locals, d = locals_.shape
+        keep = jnp.ones((s, n_locals), bool) if keep is None else keep
+        mask = (labels.astype(bool).T[:, :, None] & keep[None]).reshape(-1, s * n_locals)  # [C, S * L]
+        flat = locals_.reshape(-1, d)
+        attended = CrossAttention(self.n_heads, self.dropout, self.skip, self.anchor, name="attention")(
+            flat, mask, words, train
+        )
+        convolved = DynamicConvolution(self.d_dynamic, self.n_dynamic, self.anchor, name="dynamic")(flat, mask, words)
+        return attended + convolved
+
+
+def _zeros_if(anchor: bool):
+    return nn.initializers.zeros if anchor else nn.initializers.lecun_normal()
+
+
+def _masked_softmax(logits, mask):
+    """Softmax over the last axis where ``mask``; all zero where nothing is left."""
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-1e30)) * mask
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
