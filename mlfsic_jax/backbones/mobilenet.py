@@ -1,0 +1,95 @@
+"""MobileNetV2, the backbone for machines without an accelerator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from mlfsic_jax.backbones._layers import batch_norm, conv
+
+# Table 2 of the paper: expansion, output channels, repeats, stride of the first repeat.
+_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def _round_channels(channels: float) -> int:
+    """Nearest multiple of 8, never more than 10 % below (the rule of the authors' code)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _conv_bn_relu6(
+    x: jax.Array, features: int, kernel: int, train: bool, name: str, *, stride: int = 1, groups: int = 1
+) -> jax.Array:
+    x = conv(features, kernel, stride=stride, groups=groups, name=f"{name}_0")(x)
+    return nn.relu6(batch_norm(train, f"{name}_1")(x))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; a shortcut where the shapes agree (Sandler et al. 2018, section 3.3).
+
+    Attributes:
+      features: output channels.
+      expansion: the depthwise convolution works on ``expansion`` times the input channels.
+      stride: of the depthwise convolution.
+    """
+
+    features: int
+    expansion: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """float32 [B, h, w, c] -> float32 [B, ceil(h / stride), ceil(w / stride), features]."""
+        shortcut = x
+        hidden = x.shape[-1] * self.expansion
+        layer = 0
+        if self.expansion != 1:
+            x = _conv_bn_relu6(x, hidden, 1, train, f"conv_{layer}")
+            layer += 1
+        x = _conv_bn_relu6(x, hidden, 3, train, f"conv_{layer}", stride=self.stride, groups=hidden)
+        x = conv(self.features, 1, name=f"conv_{layer + 1}")(x)
+        x = batch_norm(train, f"conv_{layer + 2}")(x)
+        return x + shortcut if x.shape == shortcut.shape and self.stride == 1 else x
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 up to its last 1x1 convolution, without the pooled head (Sandler et al. 2018).
+
+    The map is 32 times smaller than the image (rounded up): 224x224 gives 7x7. Weights are named as in torchvision.
+
+    Attributes:
+      width: multiplier of all channels; like torchvision, it widens the last convolution only when above 1.
+      stages: rows of (expansion, channels, repeats, stride of the first repeat).
+      last_features: channels of the last 1x1 convolution at width 1.
+    """
+
+    width: float = 1.0
+    stages: tuple[tuple[int, int, int, int], ...] = _STAGES
+    last_features: int = 1280
+
+    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Compute local features.
+
+        Args:
+          images: float32 [B, H, W, 3], normalised.
+          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
+
+        Returns:
+          float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 1280 by default.
+        """
+        x = _conv_bn_relu6(images, _round_channels(32 * self.width), 3, train, "features_0", stride=2)
+        layer = 1
+        for expansion, channels, repeats, first_stride in self.stages:
+            features = _round_channels(channels * self.width)
+            for repeat in range(repeats):
+                stride = first_stride if repeat == 0 else 1
+                x = InvertedResidual(features, expansion, stride, name=f"features_{layer}")(x, train)
+                layer += 1
+        return _conv_bn_relu6(
+            x, _round_channels(self.last_features * max(1.0, self.width)), 1, train, f"features_{layer}"
+        )

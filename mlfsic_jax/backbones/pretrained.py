@@ -1,0 +1,312 @@
+"""Import of published weights by torchvision's key names, from .safetensors, .npz or .pth files.
+
+A key follows from the place of a parameter in the Linen tree by one rule: the path joined by dots, "_" read as a dot,
+and kernel -> weight, scale -> weight, mean -> running_mean, var -> running_var. Thus ``layer1_0/conv2/kernel`` is
+``layer1.0.conv2.weight``. Kernels go from PyTorch's [out, in, h, w] to [h, w, in, out].
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from mlfsic_jax.backbones import create
+from mlfsic_jax.errors import InputError
+
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_WRAPPERS = ("state_dict", "model")
+_CONVERT = (
+    "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
+    'then safetensors.torch.save_file(state, "weights.safetensors")'
+)
+_CONVERT_SCRIPT = (
+    "convert it where PyTorch is installed: state = torch.jit.load(path).state_dict(), "
+    'then safetensors.torch.save_file(state, "weights.safetensors")'
+)
+
+
+def load_weights(
+    path: str | os.PathLike[str], module_or_name: nn.Module | str, image_size: int = 224
+) -> dict[str, Any]:
+    """Read weights from a file and arrange them for a backbone.
+
+    Args:
+      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file with torchvision's key names. A ``.pth`` file is read
+        without PyTorch and without running any code from it.
+      module_or_name: a backbone module or its name in ``BACKBONES``.
+      image_size: side in pixels of the images it will see.
+
+    Returns:
+      ``{"params": .., "batch_stats": ..}`` of float32 arrays, ready for ``module.apply``.
+
+    Raises:
+      InputError: the file cannot be read, or its keys, shapes or values do not fit the backbone.
+    """
+    path = Path(path)
+    module = create(module_or_name) if isinstance(module_or_name, str) else module_or_name
+    return to_variables(read_state_dict(path), module, image_size, source=str(path))
+
+
+def weights_hash(path: str | os.PathLike[str]) -> str:
+    """sha256 of a weights file as hex, the part of a cache key that stands for it.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read the weights file {path}: {error.strerror}") from error
+
+
+def to_variables(
+    state: Mapping[str, np.ndarray], module: nn.Module, image_size: int = 224, *, source: str = "the weights"
+) -> dict[str, Any]:
+    """Arrange arrays under PyTorch names as the variables of a backbone.
+
+    Args:
+      state: PyTorch key -> array, in PyTorch's layout. ``num_batches_tracked`` and the classifier head are ignored.
+      module: the backbone.
+      image_size: side in pixels of the images it will see.
+      source: what error messages call the origin of the weights.
+
+    Returns:
+      ``{"params": .., "batch_stats": ..}`` of float32 arrays.
+
+    Raises:
+      InputError: one message with every key that is missing, unexpected, misshapen or holds unusable values.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    # Shapes only: compiling and running the initialiser of a ResNet takes a dozen seconds.
+    expected = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image))
+    leaf_of_key = dict(sorted((_torch_key(leaf), leaf) for leaf in expected))
+    state = _strip_prefix(state)
+
+    head = tuple(getattr(module, "head_prefixes", ()))
+    extra = [
+        key
+        for key in state
+        if key not in leaf_of_key and not key.endswith("num_batches_tracked") and not key.startswith(head)
+    ]
+    missing = [key for key in leaf_of_key if key not in state]
+    misshapen, unusable, variables = [], [], {}
+    for key, leaf in leaf_of_key.items():
+        if key not in state:
+            continue
+        array, shape = state[key], expected[leaf].shape
+        if array.shape != _torch_shape(shape):
+            misshapen.append(f"{key} is {list(array.shape)}, not {list(_torch_shape(shape))}")
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            unusable.append(f"{key} is {array.dtype}, not floating point")
+            continue
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported below
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            unusable.append(f"{key} holds NaN or infinity")
+        elif leaf[-1] == "var" and (array < 0).any():
+            unusable.append(f"{key} holds a negative variance")
+        variables[leaf] = jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+
+    found = (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen), ("unusable", unusable))
+    problems = [f"{what}: {', '.join(keys)}" for what, keys in found if keys]
+    if problems:
+        raise InputError(
+            f"{source} does not fit the backbone {type(module).__name__}; {'; '.join(problems)}. "
+            "Give intact weights of this architecture under torchvision's key names."
+        )
+    return traverse_util.unflatten_dict(variables)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the arrays of a weights file under the names they have in it.
+
+    Args:
+      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. In the latter, the weights may lie under
+        ``state_dict`` or ``model``; other entries beside those are ignored.
+
+    Returns:
+      Key -> array, in the file's dtype; bfloat16 is ``ml_dtypes.bfloat16``.
+
+    Raises:
+      InputError: the file is absent, damaged, of another kind, or would have to run code to be read.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": _read_pth, ".pt": _read_pth}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"cannot tell the kind of the weights file {path}: its name must end in {', '.join(readers)}")
+    if not path.is_file():
+        raise InputError(f"no weights file {path}: check the path")
+    try:
+        return reader(path)
+    except InputError:
+        raise
+    except OSError as error:
+        if error.strerror:
+            raise InputError(f"cannot read the weights file {path}: {error.strerror}") from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # each of the three parsers has its own dozen ways to fail on damaged bytes
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"the weights file {path} is truncated or damaged ({reason}): download or export it again")
+
+
+def _torch_key(leaf: tuple[str, ...]) -> str:
+    """("params", "layer1_0", "conv2", "kernel") -> "layer1.0.conv2.weight"."""
+    _, *modules, name = leaf
+    return ".".join(modules).replace("_", ".") + "." + _LEAF_NAMES[name]
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 4:
+        return shape
+    height, width, n_in, n_out = shape
+    return (n_out, n_in, height, width)
+
+
+def _strip_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Drop the "module." that torch.nn.DataParallel puts before every key."""
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): array for key, array in state.items()}
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as stream:  # np.load leaves a damaged file open when it opens it itself
+        content = np.load(stream, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise InputError(f"{path} is a single array: save the weights with numpy.savez(path, **state)")
+        arrays = {key: content[key] for key in content.files}
+    # NumPy writes bfloat16, which it does not know, as two bytes of nothing in particular.
+    return {key: a.view(ml_dtypes.bfloat16) if a.dtype == np.dtype("V2") else a for key, a in arrays.items()}
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    """torch.save's zip archive: ``<root>/data.pkl`` describes tensors, ``<root>/data/<n>`` holds their raw numbers."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start[:1] == b"\x80":
+            raise InputError(f"{path} is in PyTorch's legacy format (before 1.6), which is not read here: {_CONVERT}")
+        if start == b"PK":
+            raise ValueError("its end is missing")
+        raise InputError(f"{path} is not a file written by torch.save: {_CONVERT}")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise InputError(f"{path} is a TorchScript program, which is not read here: {_CONVERT_SCRIPT}")
+        roots = [name.split("/")[0] for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(roots) != 1:
+            raise InputError(f"{path} is a zip file but was not written by torch.save: {_CONVERT}")
+        if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
+            raise InputError(f"{path} was written on a big-endian machine, which is not read here: {_CONVERT}")
+        with archive.open(f"{roots[0]}/data.pkl") as stream:
+            content = _TensorUnpickler(stream, archive, roots[0], path).load()
+    return dict(_tensors(content, path))
+
+
+def _tensors(content: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for _ in _WRAPPERS:
+        inner = [content[key] for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        content = inner[0] if inner else content
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not the state dict of a module: {_CONVERT}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, np.ndarray):
+            raise InputError(f"{path} is not a state dict: its entry {key!r} is a {type(value).__name__}. {_CONVERT}")
+        yield key, value
+
+
+_STORAGE_DTYPES: dict[str, np.dtype] = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Reads state dicts only: a pickle stream can do no more than call the four names that ``find_class`` lets through.
+
+    Storage types come back as plain strings and the rebuild functions as methods of this object, so the stream gets
+    hold of nothing whose behaviour it could alter.
+    """
+
+    def __init__(self, stream: Any, archive: zipfile.ZipFile, root: str, path: Path) -> None:
+        super().__init__(stream)
+        self._archive, self._root, self._path = archive, root, path
+        self._raw: dict[str, bytes] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The allow-list; everything else is refused."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return self._rebuild_parameter
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return name
+        raise InputError(
+            f"{self._path} refers to {module}.{name}; only plain tensors are read, and no code from a file is run. "
+            f"Ask its author for a plain state dict, or {_CONVERT}"
+        )
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """("storage", type, key, device, count) -> the numbers of one storage, 1-d."""
+        kind, storage_type, key, _device, count = pid
+        if kind != "storage" or not isinstance(key, str):
+            raise ValueError(f"unknown reference {pid!r}")
+        if key not in self._raw:
+            self._raw[key] = self._archive.read(f"{self._root}/data/{key}")
+        return np.frombuffer(self._raw[key], _STORAGE_DTYPES[storage_type], count)
+
+    def _rebuild_tensor(
+        self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> np.ndarray:
+        """torch._utils._rebuild_tensor_v2 as a read-only view; gradients and hooks are dropped."""
+        if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+            raise ValueError("a tensor without storage")
+        if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+            raise ValueError(f"a tensor of impossible layout {offset!r}, {size!r}, {stride!r}")
+        if math.prod(size) == 0:
+            return np.zeros(size, storage.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if last >= storage.size:  # as_strided would read past the end
+            raise ValueError(f"a tensor reaches element {last} of {storage.size}")
+        steps = [step * storage.itemsize for step in stride]
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+
+    def _rebuild_parameter(self, tensor: np.ndarray, *_: Any) -> np.ndarray:
+        return tensor

@@ -1,0 +1,74 @@
+"""ResNet with bottleneck blocks: ResNet-50 and its deeper siblings."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from mlfsic_jax.backbones._layers import batch_norm, conv
+
+_EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut (He et al. 2016, fig. 5), the stride on the 3x3 as in torchvision.
+
+    Attributes:
+      width: channels of the first two convolutions; the block puts out ``4 * width``.
+      stride: of the 3x3 convolution and the shortcut.
+    """
+
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """float32 [B, h, w, c] -> float32 [B, ceil(h / stride), ceil(w / stride), 4 * width]."""
+        n_out = _EXPANSION * self.width
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != n_out:
+            shortcut = conv(n_out, 1, stride=self.stride, name="downsample_0")(shortcut)
+            shortcut = batch_norm(train, "downsample_1")(shortcut)
+        x = nn.relu(batch_norm(train, "bn1")(conv(self.width, 1, name="conv1")(x)))
+        x = nn.relu(batch_norm(train, "bn2")(conv(self.width, 3, stride=self.stride, name="conv2")(x)))
+        x = batch_norm(train, "bn3")(conv(n_out, 1, name="conv3")(x))
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet of bottleneck blocks without the pooled head (He et al. 2016); the defaults make ResNet-50.
+
+    ResNet-101 is ``ResNet(stage_sizes=(3, 4, 23, 3))``, ResNet-152 ``ResNet(stage_sizes=(3, 8, 36, 3))``. The map is 32
+    times smaller than the image (rounded up): 224x224 gives 7x7. Weights are named as in torchvision.
+
+    Attributes:
+      stage_sizes: blocks per stage; every stage after the first halves the resolution and doubles the channels.
+      width: channels of the stem and of the first stage's 3x3 convolutions.
+    """
+
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+
+    head_prefixes: ClassVar[tuple[str, ...]] = ("fc.",)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Compute local features.
+
+        Args:
+          images: float32 [B, H, W, 3], normalised.
+          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
+
+        Returns:
+          float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 2048 for the default stages and width.
+        """
+        x = conv(self.width, 7, stride=2, name="conv1")(images)
+        x = nn.relu(batch_norm(train, "bn1")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, n_blocks in enumerate(self.stage_sizes):
+            for block in range(n_blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = Bottleneck(self.width * 2**stage, stride, name=f"layer{stage + 1}_{block}")(x, train)
+        return x
