@@ -1,0 +1,164 @@
+"""Photos to arrays: decoding, resizing, normalisation, and the augmentation of training images."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mlfsic_jax.errors import InputError
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
+CONTRAST_RANGE = (0.75, 1.25)
+TRANSLATION_PERCENT = 3
+
+_EXIF_ORIENTATION_TAG = 0x0112
+_TRANSPOSE_FOR_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
+    """Decodes any photo that Pillow reads, the way a viewer shows it.
+
+    The EXIF orientation is applied; transparent pixels are shown on white; 16-bit grey keeps its upper 8 bits; of an
+    animation the first frame is taken.
+
+    Args:
+      bytes_or_path: the contents of an image file, or its path.
+      name: what to call the photo in an error message.
+
+    Returns:
+      uint8 [H, W, 3], RGB.
+
+    Raises:
+      InputError: the photo is missing, corrupt, truncated, of an unknown kind, or has more than 89 million pixels.
+    """
+    if not isinstance(bytes_or_path, bytes):
+        try:
+            with open(bytes_or_path, "rb") as file:
+                bytes_or_path = file.read()
+        except OSError as error:
+            raise InputError(
+                f"photo {name} cannot be read from {os.fspath(bytes_or_path)}: {error.strerror}"
+            ) from error
+    try:
+        with Image.open(io.BytesIO(bytes_or_path)) as image:
+            too_large = image.width * image.height > MAX_PIXELS
+            if not too_large:
+                image.load()
+                return np.asarray(_upright(_to_rgb(image), _orientation(image)))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        too_large = True
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise InputError(
+            f"photo {name} is damaged or not a photo ({error}): replace the file or take it out of the dataset"
+        ) from error
+    assert too_large
+    raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or take it out of the dataset")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
+    except Exception:  # a photo with a damaged EXIF block is still a photo
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _TRANSPOSE_FOR_ORIENTATION.get(orientation)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255 instead of scaling it
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        photo = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize(photo: np.ndarray, size: int) -> np.ndarray:
+    """Resizes straight to a square (no crop, so that no labelled object is lost), bilinear with antialiasing.
+
+    Args:
+      photo: uint8 [H, W, 3].
+      size: side of the result in pixels.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    if photo.shape[:2] == (size, size):
+        return photo
+    return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def normalise(images: Any, mean: Any, std: Any) -> jax.Array:
+    """Subtracts the mean and divides by the standard deviation of each colour.
+
+    Args:
+      images: uint8 [B, H, W, 3], or f32 [B, H, W, 3] in 0..1 (what ``augment`` returns).
+      mean: f32 [3], of colours in 0..1.
+      std: f32 [3], of colours in 0..1.
+
+    Returns:
+      f32 [B, H, W, 3].
+    """
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255.0
+    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Random translation, contrast and horizontal flip, drawn for each image on its own.
+
+    The translation is a whole number of pixels, up to 3 % of the side each way, and repeats the edge; the contrast
+    factor is uniform in 0.75..1.25 about each colour's mean, and the result is clipped to 0..1.
+
+    Args:
+      key: a PRNG key.
+      images: f32 [B, H, W, 3] in 0..1.
+
+    Returns:
+      f32 [B, H, W, 3] in 0..1.
+    """
+    keys = jax.random.split(key, images.shape[0])
+    return jax.vmap(lambda key, image: _transform(image, *_draw(key, *image.shape[:2])))(keys, images)
+
+
+def _draw(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Draws (pixels down, pixels right, contrast factor, flip or not) for one image."""
+    down_key, right_key, contrast_key, flip_key = jax.random.split(key, 4)
+    most_down, most_right = height * TRANSLATION_PERCENT // 100, width * TRANSLATION_PERCENT // 100
+    down = jax.random.randint(down_key, (), -most_down, most_down + 1)
+    right = jax.random.randint(right_key, (), -most_right, most_right + 1)
+    contrast = jax.random.uniform(contrast_key, minval=CONTRAST_RANGE[0], maxval=CONTRAST_RANGE[1])
+    return down, right, contrast, jax.random.bernoulli(flip_key)
+
+
+def _transform(image: jax.Array, down: jax.Array, right: jax.Array, contrast: jax.Array, flip: jax.Array) -> jax.Array:
+    height, width, _ = image.shape
+    rows = jnp.clip(jnp.arange(height) - down, 0, height - 1)
+    columns = jnp.clip(jnp.arange(width) - right, 0, width - 1)
+    columns = jnp.where(flip, columns[::-1], columns)
+    image = image[rows][:, columns]  # [H, W, 3]
+    mean = image.mean(axis=(0, 1))  # [3]
+    return jnp.clip((image - mean) * contrast + mean, 0.0, 1.0)

@@ -1,0 +1,56 @@
+"""Progress of long loops: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 20.0
+
+
+def track(iterable: Iterable[Item], *, total: int, description: str, unit: str) -> Iterator[Item]:
+    """Yields the items of ``iterable`` and reports on standard error how far it is.
+
+    Args:
+      iterable: what to go through.
+      total: how many items it holds.
+      description: what is being done, e.g. ``"preparing VOC"``.
+      unit: what one item is, e.g. ``"photos"``.
+
+    Returns:
+      An iterator over the same items. On a terminal it shows a bar with rate and time left; otherwise it prints one
+      line at the start, one at most every 20 s, and one at the end.
+    """
+    if sys.stderr.isatty():
+        return iter(tqdm(iterable, total=total, desc=description, unit=f" {unit}", dynamic_ncols=True))
+    return _track_with_lines(iterable, total, description, unit)
+
+
+def _track_with_lines(iterable: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
+    def report(done: int, ending: str) -> None:
+        print(f"{description}: {done}/{total} {unit}{ending}", file=sys.stderr, flush=True)
+
+    start = last = time.monotonic()
+    done = 0
+    report(done, "")
+    for item in iterable:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done < total:
+            rate = done / (now - start)
+            report(done, f", {rate:.3g} {unit}/s, {_duration((total - done) / rate)} left")
+            last = now
+    elapsed = time.monotonic() - start
+    report(done, f", {done / max(elapsed, 1e-9):.3g} {unit}/s, took {_duration(elapsed)}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,171 @@
+"""Word vectors of labels, from made-up files and from a published one."""
+
+import gzip
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlfsic_jax.data.voc import DISPLAY_NAMES, LABEL_NAMES
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.label_embeddings import load_word_vectors
+
+VECTORS = {
+    "the": [0.5, -0.25, 1e-3],
+    "dog": [1.0, 2.0, 3.0],
+    "tv": [0.0, 1.0, -1.0],
+    "monitor": [2.0, 0.0, 1.0],
+    "potted": [4.0, 4.0, 4.0],
+    "plant": [0.0, 2.0, 8.0],
+    "tvset": [7.0, 7.0, 7.0],
+}
+
+
+def write(path, entries, header=""):
+    lines = [" ".join([word, *map(str, vector)]) for word, vector in entries]
+    path.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def glove(tmp_path):
+    return write(tmp_path / "glove.txt", VECTORS.items())
+
+
+def test_one_word_is_its_vector_and_several_are_averaged(glove):
+    vectors = load_word_vectors(glove, ["dog", "tvmonitor", "pottedplant"], ["dog", "tv monitor", "potted plant"])
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, np.float32([[1, 2, 3], [1, 0.5, 0], [2, 3, 6]]))
+
+
+@pytest.mark.parametrize("phrase", ["tv_monitor", "tvmonitor", "tv-monitor", "tv monitor", "television"])
+def test_an_entry_of_the_whole_phrase_comes_first(tmp_path, phrase):
+    path = write(tmp_path / "glove.txt", [*VECTORS.items(), (phrase, [9.0, 9.0, 9.0])])
+    np.testing.assert_array_equal(load_word_vectors(path, ["television"], ["tv monitor"]), [[9, 9, 9]])
+
+
+def test_phrase_spellings_have_an_order(tmp_path):
+    path = write(tmp_path / "glove.txt", [("tvmonitor", [1.0, 1.0]), ("tv_monitor", [2.0, 2.0])])
+    np.testing.assert_array_equal(load_word_vectors(path, ["tvmonitor"], ["tv monitor"]), [[2, 2]])
+
+
+def test_commas_and_slashes_separate_words_and_hyphens_do_not(tmp_path):
+    path = write(tmp_path / "glove.txt", [("t-shirt", [1.0, 3.0]), ("top", [3.0, 5.0])])
+    np.testing.assert_array_equal(load_word_vectors(path, ["top, t-shirt"], ["top, t-shirt"]), [[2, 4]])
+
+
+def test_lower_case_is_the_fallback(tmp_path):
+    path = write(tmp_path / "glove.txt", [("tv", [1.0, 1.0]), ("Dog", [2.0, 2.0]), ("dog", [3.0, 3.0])])
+    np.testing.assert_array_equal(load_word_vectors(path, ["a", "b"], ["TV", "Dog"]), [[1, 1], [2, 2]])
+
+
+def test_every_label_without_a_vector_is_listed_with_its_words(glove):
+    with pytest.raises(InputError) as caught:
+        load_word_vectors(glove, ["dog", "x", "y"], ["dog", "wild tv", "big red bus"])
+    message = str(caught.value)
+    assert "2 of the 3 labels: 'wild tv' (missing: wild); 'big red bus' (missing: big, red, bus)" in message
+    assert str(glove) in message and "\n" not in message
+
+
+def test_the_first_of_two_equal_words_counts(tmp_path):
+    path = write(tmp_path / "glove.txt", [("dog", [1.0, 1.0]), ("cat", [2.0, 2.0]), ("dog", [3.0, 3.0])])
+    np.testing.assert_array_equal(load_word_vectors(path, ["dog"], ["dog"]), [[1, 1]])
+
+
+def test_words_with_spaces_and_odd_white_space_do_not_disturb(tmp_path):
+    words = [
+        ("the", [0.0, 0.5]),
+        (". . .", [1.0, 1.0]),
+        ("at name@domain.com", [2.0, 2.0]),
+        ("a\u00a0b\u2028", [3.0, 3.0]),
+    ]
+    path = write(tmp_path / "glove.txt", [*words, ("hot dog", [4.0, 4.0]), ("na\u00efve", [5.0, 5.0])])
+    np.testing.assert_array_equal(
+        load_word_vectors(path, ["hotdog", "naive"], ["hot dog", "na\u00efve"]), [[4, 4], [5, 5]]
+    )
+
+
+def test_word2vec_header_fasttext_trailing_spaces_crlf_and_gzip_are_read(tmp_path):
+    expected = np.float32([[1, 2, 3]])
+    header = write(tmp_path / "a.vec", VECTORS.items(), header="7 3\n")
+    np.testing.assert_array_equal(load_word_vectors(header, ["dog"], ["dog"]), expected)
+    text = header.read_text()
+    other = tmp_path / "b.vec"
+    other.write_bytes(text.replace("\n", " \r\n").encode() + b"\n")
+    np.testing.assert_array_equal(load_word_vectors(other, ["dog"], ["dog"]), expected)
+    packed = tmp_path / "c.txt.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    np.testing.assert_array_equal(load_word_vectors(packed, ["dog"], ["dog"]), expected)
+    packed.write_bytes(gzip.compress(text.encode())[:-12])
+    with pytest.raises(InputError, match="c.txt.gz cannot be read after line"):
+        load_word_vectors(packed, ["dog"], ["dog"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"dog 1 2 3\ncat 1 2\n", "line 2: 2 numbers after 'cat'"),
+        (b"dog 1 2 3\ncat 1 2 3 4\n", "line 2: the vector of 'cat' has more than the 3 numbers"),
+        (b"the 1 2 3\ndog 1 x 3\n", "line 2: the vector of 'dog' holds something that is no number"),
+        (b"the 1 2 3\ndog 1 nan 3\n", "line 2: the vector of 'dog' holds something that is no number"),
+        (b"the 1 2 3\ndog 1 1e99 3\n", "line 2: the vector of 'dog' holds a number beyond float32"),
+        (b"dog 1 2 3\ncaf\xe9 1 2 3\n", "line 2: not UTF-8"),
+        (b"<html>\n", "line 1: expected a word and its vector"),
+        (b"<!DOCTYPE html PUBLIC>\n", "line 1: expected a word and its vector"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_word_vectors(path, ["dog"], ["dog"])
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_zipped_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="absent.txt does not exist"):
+        load_word_vectors(tmp_path / "absent.txt", ["dog"], ["dog"])
+    (tmp_path / "glove.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="unpack it"):
+        load_word_vectors(tmp_path / "glove.zip", ["dog"], ["dog"])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_phrase_vectors_from_an_archive(tmp_path, suffix):
+    path = tmp_path / f"phrases{suffix}"
+    entries = {"dog": np.float32([1, 2]), "tv monitor": np.float32([3, 4]), "unused": np.zeros((2, 2), np.float32)}
+    np.savez(path, **entries) if suffix == ".npz" else save_file(entries, path)
+    vectors = load_word_vectors(path, ["dog", "tvmonitor"], ["dog", "tv monitor"])
+    np.testing.assert_array_equal(vectors, np.float32([[1, 2], [3, 4]]))
+    with pytest.raises(InputError, match="'unused' is float32"):
+        load_word_vectors(path, ["unused"], ["unused"])
+    with pytest.raises(InputError, match="missing: cat"):
+        load_word_vectors(path, ["cat"], ["cat"])
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match="is not a readable"):
+        load_word_vectors(path, ["dog"], ["dog"])
+
+
+def test_voc_labels_in_published_glove_vectors(tmp_path):
+    path = pathlib.Path(os.environ.get("MLFSIC_SHARED", "../shared")) / "vectors" / "glove.6B.300d.labels.txt"
+    if not path.is_file():
+        pytest.skip(f"no GloVe vectors at {path}; set MLFSIC_SHARED to the folder that holds vectors/")
+    display = [DISPLAY_NAMES.get(name, name) for name in LABEL_NAMES]
+    vectors = load_word_vectors(path, LABEL_NAMES, display)
+    assert vectors.shape == (20, 300) and np.isfinite(vectors).all()
+    published = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            word, *numbers = line.split()
+            published[word] = np.array(numbers, float)
+    np.testing.assert_array_equal(vectors[14], published["person"].astype(np.float32))
+    np.testing.assert_array_equal(vectors[10], published["dining_table"].astype(np.float32))
+
+    # The full published file has no phrases; "tv" and "plant" stand for all words here, as this excerpt lacks the rest.
+    words_only = write(tmp_path / "glove.txt", [(word, published[word]) for word in ("tv", "plant", "dog")])
+    mean = load_word_vectors(words_only, ["x"], ["tv plant"])
+    np.testing.assert_allclose(mean[0], (published["tv"] + published["plant"]) / 2, rtol=1e-6)
