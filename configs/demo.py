@@ -1,0 +1,27 @@
+"""The whole method in minutes on generated scenes: Conv-4-64 trained end to end from random weights.
+
+  python -m mlfsic_jax.main --config=configs/demo.py
+"""
+
+from mlfsic_jax import config as defaults
+
+
+def get_config(arg: str = ""):
+    """No variants."""
+    if arg:
+        raise ValueError(f"configs/demo.py has no variant {arg!r}")
+    config = defaults.default()
+    config.workdir = "runs/demo"
+    config.data.name = "scenes"
+    config.data.image_size = 64
+    config.labels.embedding = "dataset"
+    config.backbone = "conv4"
+    config.train_backbone = True
+    config.model.d_joint = 128
+    config.model.d_dynamic = 16
+    config.train.epochs = 20
+    config.train.warmup_epochs = 1
+    config.train.n_query = 3
+    config.train.learning_rate = 2e-3
+    config.train.validation_episodes = 30
+    return config.lock()

@@ -1,0 +1,122 @@
+"""All fields of a run, their defaults and what they may hold. ``configs/*.py`` start from here."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from mlfsic_jax.backbones import BACKBONES
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.lcm import SCORE_SCALINGS
+
+
+def default() -> ml_collections.ConfigDict:
+    """The paper's setting where the paper says it, else our choice, chosen on validation labels."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.workdir = "runs/default"  # checkpoints, metrics.jsonl, results.json
+    config.cache_dir = "cache"  # local features or resized photos, prepared datasets, compiled programs
+    config.shots = (1, 5)  # K; one model is trained for each
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "voc"
+    config.data.source = ""  # the dataset's official folder
+    config.data.prepared_dir = ""  # the prepared copy; empty: in cache_dir
+    config.data.policy = "leakfree"  # which images a split may use: "leakfree" or "exclusive"
+    config.data.image_size = 224
+    config.data.images_per_split = (1200, 400, 600)  # generated data only
+    config.data.seed = 0  # generated data only
+
+    config.labels = ml_collections.ConfigDict()
+    config.labels.embedding = "glove"  # "glove": a text file of word vectors; "dataset": generated data bring theirs
+    config.labels.vectors = ""
+
+    config.backbone = "resnet50"
+    config.backbone_weights = ""  # empty: random weights, only for a backbone that is trained
+    config.train_backbone = False  # False: frozen, local features cached; True: trained end to end from photos
+    config.augment = True  # of the photos, when the backbone is trained
+
+    config.model = ml_collections.ConfigDict()
+    config.model.d_joint = 512  # d_j
+    config.model.n_heads = 8  # n_a
+    config.model.d_dynamic = 64  # d_d
+    config.model.n_dynamic = 16  # n_d
+    config.model.scale = 10.0  # lambda
+    config.model.dropout = 0.1
+    config.model.skip = True  # around the attention's MLP; the paper has none
+    config.model.anchor = False  # start at the plain prototype classifier
+
+    config.lcm = ml_collections.ConfigDict()
+    config.lcm.steps = 20
+    config.lcm.step_size = 1.0
+    config.lcm.momentum = 0.95
+    config.lcm.score_scaling = "minmax"
+    config.lcm.thresholds = (0.51, 0.52, 0.53, 0.54, 0.55, 0.57, 0.60, 0.65)  # theta is chosen among these
+    config.lcm.during_training = False
+    config.lcm.training_threshold = 0.53
+
+    config.train = ml_collections.ConfigDict()
+    config.train.epochs = 200
+    config.train.warmup_epochs = 10
+    config.train.episodes_per_epoch = 10
+    config.train.n_query = 4
+    config.train.learning_rate = 1e-4
+    config.train.schedule = "cosine"  # after warm-up: "cosine" to zero, or "constant"
+    config.train.gamma = 1.0  # weight of the query loss
+    config.train.validate_every = 1  # epochs between two validations, each of which writes a checkpoint
+    config.train.validation_episodes = 50
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.episodes = 200
+    config.eval.n_query = 4
+    config.eval.sweep_episodes = 200  # validation episodes on which theta is chosen
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot work, naming the field.
+
+    Raises:
+      InputError: with all mistakes, one a line.
+    """
+    mistakes = []
+
+    def need(ok: bool, field: str, rule: str) -> None:
+        if not ok:
+            value = config
+            for part in field.split("."):
+                value = value[part]
+            mistakes.append(f"config.{field} = {value!r}: {rule}")
+
+    shots = config.shots
+    need(len(shots) > 0 and all(isinstance(k, int) and k > 0 for k in shots), "shots", "whole numbers above 0")
+    need(len(set(shots)) == len(shots), "shots", "each number once")
+    need(config.data.name in ("voc", "scenes"), "data.name", "must be voc or scenes")
+    need(config.data.policy in ("leakfree", "exclusive"), "data.policy", "must be leakfree or exclusive")
+    need(config.data.image_size >= 32, "data.image_size", "must be at least 32")
+    need(config.labels.embedding in ("glove", "dataset"), "labels.embedding", "must be glove or dataset")
+    need(config.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
+    need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
+    for field in ("d_joint", "n_heads", "d_dynamic", "n_dynamic"):
+        need(config.model[field] > 0, f"model.{field}", "must be positive")
+    need(config.model.scale > 0, "model.scale", "must be positive")
+    need(0 <= config.model.dropout < 1, "model.dropout", "must be in [0, 1)")
+    need(config.lcm.steps >= 1, "lcm.steps", "must be at least 1")
+    need(0 <= config.lcm.momentum <= 1, "lcm.momentum", "must be in [0, 1]")
+    need(config.lcm.score_scaling in SCORE_SCALINGS, "lcm.score_scaling", f"must be one of {', '.join(SCORE_SCALINGS)}")
+    thresholds = config.lcm.thresholds
+    need(len(thresholds) > 0 and all(0 < t < 1 for t in thresholds), "lcm.thresholds", "numbers between 0 and 1")
+    for field in ("epochs", "episodes_per_epoch", "n_query", "validate_every", "validation_episodes"):
+        need(config.train[field] >= 1, f"train.{field}", "must be at least 1")
+    need(0 <= config.train.warmup_epochs < config.train.epochs, "train.warmup_epochs", "must be below train.epochs")
+    need(config.train.learning_rate > 0, "train.learning_rate", "must be positive")
+    need(config.train.schedule in ("cosine", "constant"), "train.schedule", "must be cosine or constant")
+    for field in ("episodes", "sweep_episodes"):
+        need(config.eval[field] >= 2, f"eval.{field}", "must be at least 2, for an interval")
+    need(config.eval.n_query >= 1, "eval.n_query", "must be at least 1")
+    need(
+        bool(config.backbone_weights) or config.train_backbone,
+        "backbone_weights",
+        "a frozen backbone needs weights: give their file, or set config.train_backbone=True",
+    )
+    if mistakes:
+        raise InputError("\n".join(mistakes))

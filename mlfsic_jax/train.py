@@ -1,0 +1,379 @@
+"""Training by episodes (paper section 4.4), and the whole run: train, choose on validation, evaluate on novel."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from mlfsic_jax import evaluate, inputs
+from mlfsic_jax.checkpoint import Checkpoints
+from mlfsic_jax.config import validate
+from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.models import BaseModel, LCMOptions
+from mlfsic_jax.progress import track
+
+# Keys of one run's random streams, folded into jax.random.key(config.seed).
+_INIT, _EPISODES, _NOISE, _VALIDATION, _SWEEP, _TEST = range(6)
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    def variables(self) -> dict:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """One training episode, see ``BaseModel.losses``."""
+
+    support: jax.Array
+    query: jax.Array
+    support_labels: jax.Array
+    query_labels: jax.Array
+    word_vectors: jax.Array
+
+
+def create_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Adam with linear warm-up, then cosine to zero or constant."""
+    per_epoch, train = config.train.episodes_per_epoch, config.train
+    warmup, total = train.warmup_epochs * per_epoch, train.epochs * per_epoch
+    if train.schedule == "cosine":
+        after = optax.cosine_decay_schedule(train.learning_rate, total - warmup)
+    else:
+        after = optax.constant_schedule(train.learning_rate)
+    schedule = optax.join_schedules([optax.linear_schedule(0.0, train.learning_rate, warmup), after], [warmup])
+    # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
+    return optax.adam(lambda count: schedule(count + 1)), schedule
+
+
+def create_train_state(key, model: BaseModel, split: evaluate.SplitView, optimizer, pretrained=None) -> TrainState:
+    """Fresh parameters, those of the backbone from published weights where given.
+
+    Args:
+      key: fixes the random parameters.
+      model: what to initialise.
+      split: for the shapes.
+      optimizer: its state is created too.
+      pretrained: variables of the backbone, or None.
+    """
+    one = split.inputs(np.zeros(1, int))
+    labels = jnp.ones((1, split.labels.shape[1]))
+
+    @jax.jit
+    def init(key, one, labels, words):
+        params_key, dropout_key, augment_key = jax.random.split(key, 3)
+        rngs = {"params": params_key, "dropout": dropout_key, "augment": augment_key}
+        return model.init(rngs, one, one, labels, labels, words)
+
+    variables = init(key, one, labels, split.word_vectors)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if pretrained is not None:
+        params = params | {"backbone": pretrained["params"]}
+        batch_stats = {"backbone": pretrained["batch_stats"]}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "optimizer", "gamma", "lcm", "threshold"), donate_argnames="state"
+)
+def train_step(state: TrainState, key, batch: Batch, *, model: BaseModel, optimizer, gamma, lcm, threshold):
+    """One episode, one update of L_cm + gamma L_query (eq 20).
+
+    Args:
+      state: is donated.
+      key: of the run's dropout and augmentation; the step is folded in.
+      batch: the episode's images, labels and words.
+      model: what is trained.
+      optimizer: see ``create_optimizer``.
+      gamma: weight of the query loss.
+      lcm: ``LCMOptions`` to select regions during training too, or None.
+      threshold: theta where ``lcm`` is given.
+
+    Returns:
+      (the new ``TrainState``, (L_cm, L_query)).
+    """
+    dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.step))
+
+    def loss_fn(params):
+        (cm, query_loss), updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            *batch,
+            lcm=lcm,
+            threshold=threshold,
+            rngs={"dropout": dropout_key, "augment": augment_key},
+            mutable=["batch_stats"],
+            method="losses",
+        )
+        return cm + gamma * query_loss, (cm, query_loss, updates.get("batch_stats", {}))
+
+    grads, (cm, query_loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)
+
+
+def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
+    """The fields of ``config.lcm`` that say how LCM runs."""
+    return LCMOptions(config.lcm.steps, config.lcm.step_size, config.lcm.momentum, config.lcm.score_scaling)
+
+
+def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
+    """Trains the model for one shot count, or goes on where its last checkpoint stands.
+
+    Writes a line to ``metrics.jsonl`` and a checkpoint at each validation. All randomness is a function of the seed and
+    the step, so a run that was interrupted ends with the numbers of one that was not.
+
+    Returns:
+      The variables of the checkpoint that was best on validation.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
+    keys = [jax.random.fold_in(key, i) for i in range(6)]
+    optimizer, schedule = create_optimizer(config)
+    split, per_epoch = run.splits["train"], config.train.episodes_per_epoch
+    state = create_train_state(keys[_INIT], run.model, split, optimizer, run.pretrained)
+    checkpoints = Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap")
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
+        print(f"{n_shot}-shot: continuing at epoch {latest // per_epoch} of {config.train.epochs}")
+    log = _MetricsLog(workdir / "metrics.jsonl", n_shot, after_step=latest or 0)
+
+    step = functools.partial(
+        train_step,
+        model=run.model,
+        optimizer=optimizer,
+        gamma=config.train.gamma,
+        lcm=lcm_options(config) if config.lcm.during_training else None,
+        threshold=config.lcm.training_threshold,
+    )
+    first = (latest or 0) // per_epoch
+    losses = []
+    for epoch in track(
+        range(first, config.train.epochs),
+        total=config.train.epochs - first,
+        description=f"training, {n_shot}-shot",
+        unit="epochs",
+    ):
+        episodes = sample_episodes(
+            jax.random.fold_in(keys[_EPISODES], epoch),
+            split.labels,
+            n_episodes=per_epoch,
+            n_shot=n_shot,
+            n_query=config.train.n_query,
+        )
+        for support, query in zip(*map(np.asarray, episodes), strict=True):
+            state, loss = step(
+                state,
+                keys[_NOISE],
+                Batch(
+                    *(split.inputs(support), split.inputs(query), split.labels[support], split.labels[query]),
+                    split.word_vectors,
+                ),
+            )
+            losses.append(loss)
+        done = epoch + 1
+        if done % config.train.validate_every and done < config.train.epochs:
+            continue
+        validation = evaluate.score_episodes(
+            run.model,
+            state.variables(),
+            run.splits["validation"],
+            key=keys[_VALIDATION],
+            n_episodes=config.train.validation_episodes,
+            n_shot=n_shot,
+            n_query=config.eval.n_query,
+        )
+        cm, query_loss = np.mean(jax.device_get(losses), axis=0).tolist()
+        losses = []
+        metrics = {
+            "n_shot": n_shot,
+            "epoch": done,
+            "step": done * per_epoch,
+            "learning_rate": float(schedule(done * per_epoch)),
+            "cm_loss": cm,
+            "query_loss": query_loss,
+            "validation_macro_ap": evaluate.macro_ap(validation.methods["base"], validation.labels),
+        }
+        log.write(metrics)
+        checkpoints.save(done * per_epoch, state, metrics)
+    checkpoints.wait()
+    best = checkpoints.best()
+    if best != config.train.epochs * per_epoch:
+        state = checkpoints.restore(best, state)
+    best_ap = checkpoints.metrics(best)["validation_macro_ap"]
+    print(f"{n_shot}-shot: best on validation at epoch {best // per_epoch}, Ma-AP {100 * best_ap:.1f} %")
+    checkpoints.close()
+    return state.variables()
+
+
+def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, variables: dict) -> dict:
+    """Chooses theta on validation episodes, then evaluates all methods on the fixed novel episodes.
+
+    Returns:
+      One entry of ``results.json``.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
+    thresholds = tuple(config.lcm.thresholds)
+    score = functools.partial(
+        evaluate.score_episodes,
+        run.model,
+        variables,
+        n_shot=n_shot,
+        n_query=config.eval.n_query,
+        thresholds=thresholds,
+        lcm=lcm_options(config),
+    )
+    sweep = score(
+        run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes
+    )
+    on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
+    chosen = int(np.argmax(on_validation))
+    mean = evaluate.mean_feature(run.model, variables, run.splits["train"])
+    novel = score(
+        run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes, mean=mean
+    )
+    return {
+        "config": config.to_dict(),
+        "dataset": config.data.name,
+        "episodes": config.eval.episodes,
+        "n_shot": n_shot,
+        **evaluate.summarise(novel, chosen),
+        "theta": {
+            "chosen": thresholds[chosen],
+            "base_validation_macro_ap": evaluate.macro_ap(sweep.methods["base"], sweep.labels),
+            "sweep": [
+                {"theta": theta, "kept": float(kept), "validation_macro_ap": on_val, "novel_macro_ap": on_novel}
+                for theta, kept, on_val, on_novel in zip(
+                    thresholds,
+                    sweep.kept,
+                    on_validation,
+                    [evaluate.macro_ap(scores, novel.labels) for scores in novel.lcm],
+                    strict=True,
+                )
+            ],
+        },
+    }
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> list[dict]:
+    """The whole run: one model for each shot count, trained, evaluated, written to ``<workdir>/results.json``.
+
+    Args:
+      config: see ``mlfsic_jax.config``.
+      workdir: where the run is kept; the same command in the same workdir goes on where it was stopped.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      InputError: a mistake in config or data.
+    """
+    start = time.monotonic()
+    validate(config)
+    workdir = Path(workdir)
+    run = inputs.load(config)
+    _claim(workdir, config, run.identity)
+    _check_feasible(config, run)
+    results = []
+    for n_shot in config.shots:
+        variables = train(config, run, n_shot, workdir)
+        print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
+        results.append(evaluate_run(config, run, n_shot, variables))
+        write_json(workdir / "results.json", results)
+    print(evaluate.results_table(results))
+    print(f"written to {workdir / 'results.json'} after {time.monotonic() - start:.0f} s")
+    return results
+
+
+def write_json(path: Path, value) -> None:
+    """Writes beside, then renames: a reader never sees half a file."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)
+
+
+def _claim(workdir: Path, config: ml_collections.ConfigDict, identity: dict[str, str]) -> None:
+    """Notes in the workdir what is trained there, and refuses a workdir where something else was."""
+    fields = config.to_dict()
+    wanted = {name: fields[name] for name in ("seed", "backbone", "train_backbone", "augment", "model", "train")}
+    wanted |= {"data": {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir")}}
+    wanted |= {"lcm": fields["lcm"] if config.lcm.during_training else None, "inputs": identity}
+    wanted = json.loads(json.dumps(wanted))
+    path = workdir / "trained_with.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, wanted)
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot use the workdir {workdir}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path} is damaged: choose another workdir") from None
+    if found != wanted:
+        differ = ", ".join(f"{k} (there {a}, now {b})" for k, a, b in _differences(found, wanted))
+        raise InputError(f"{workdir} holds a run with other settings, {differ}: choose another workdir")
+
+
+def _differences(a, b, prefix=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
+        yield prefix, a, b
+
+
+def _check_feasible(config: ml_collections.ConfigDict, run: inputs.Inputs) -> None:
+    """Before hours of training: can every split serve the episodes that will be asked of it?"""
+    key = jax.random.key(0)
+    for name, split in run.splits.items():
+        n_query = config.train.n_query if name == "train" else config.eval.n_query
+        for n_shot in config.shots:
+            try:
+                sample_episodes(key, split.labels, n_episodes=1, n_shot=n_shot, n_query=n_query)
+            except InfeasibleEpisode as error:
+                names = [split.label_names[c] for c in error.labels]
+                raise InputError(f"{name} split, {n_shot}-shot: {error.describe(names)}") from None
+
+
+class _MetricsLog:
+    """``metrics.jsonl``: one line per validation, without those that a resumed run will write again."""
+
+    def __init__(self, path: Path, n_shot: int, after_step: int):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_whole(line) and not _will_repeat(json.loads(line), n_shot, after_step)]
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept))
+        os.replace(part, path)
+
+    def write(self, metrics: dict) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:  # the run was killed while it wrote this line
+        return False
+
+
+def _will_repeat(metrics: dict, n_shot: int, after_step: int) -> bool:
+    return metrics["n_shot"] == n_shot and metrics["step"] > after_step
