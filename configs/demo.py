@@ -1,6 +1,6 @@
 """The whole method in minutes on generated scenes: Conv-4-64 trained end to end from random weights.
 
-  python -m mlfsic_jax.main --config=configs/demo.py
+python -m mlfsic_jax.main --config=configs/demo.py
 """
 
 from mlfsic_jax import config as defaults
@@ -19,9 +19,9 @@ def get_config(arg: str = ""):
     config.train_backbone = True
     config.model.d_joint = 128
     config.model.d_dynamic = 16
-    config.train.epochs = 20
+    config.train.epochs = 15
     config.train.warmup_epochs = 1
-    config.train.n_query = 3
+    config.train.n_query = 2
     config.train.learning_rate = 2e-3
     config.train.validation_episodes = 30
     return config.lock()

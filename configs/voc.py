@@ -25,8 +25,9 @@ def get_config(arg: str = ""):
     if arg == "cpu":
         config.backbone = "mobilenet_v2"
         config.backbone_weights = "data/mobilenet_v2-b0353104.pth"
-        config.train.epochs = 30
-        config.train.warmup_epochs = 2
+        config.train.epochs = 20
+        config.train.warmup_epochs = 1
+        config.train.validate_every = 2
     elif arg == "paper":
         config.model.skip = False
         config.lcm.score_scaling = "none"

@@ -29,6 +29,8 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
+            # Trained weights hardly compress, and trying takes longer than a training step.
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(use_compression=False)},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, best_fn=lambda metrics: metrics[metric], best_mode="max"
             ),
@@ -48,7 +50,7 @@ class Checkpoints:
 
     def save(self, step: int, state, metrics: dict[str, float]) -> None:
         """Writes a pytree of arrays; returns before the disk is done."""
-        if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics):
+        if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics):
             raise InputError(f"step {step} already stands in {self._manager.directory}: choose another workdir")
 
     def restore(self, step: int, like):
@@ -56,8 +58,9 @@ class Checkpoints:
         # With an explicit sharding a checkpoint opens on any number of devices.
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return restored["state"]
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=how))
+        return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -96,6 +96,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     need(config.labels.embedding in ("glove", "dataset"), "labels.embedding", "must be glove or dataset")
     need(config.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
     need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
+    need(config.model.skip or not config.model.anchor, "model.skip", "must be True where model.anchor is")
     for field in ("d_joint", "n_heads", "d_dynamic", "n_dynamic"):
         need(config.model[field] > 0, f"model.{field}", "must be positive")
     need(config.model.scale > 0, "model.scale", "must be positive")

@@ -75,6 +75,8 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
     Returns:
       An ``Episode`` of int32 [n_episodes, C * n_shot] and [n_episodes, C * n_query].
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
     plan, n_images = _check(labels, n_shot, n_query)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n_episodes))
     return _draw_many(keys, plan, n_images=n_images, n_shot=n_shot, n_query=n_query)

@@ -253,9 +253,9 @@ def _score_episode(
 
     keep = select_positions(score, thresholds[:, None, None], scale=model.scale, score_scaling=score_scaling)
     variants = jnp.concatenate([jnp.ones((1, *score.shape), bool), keep])  # Base keeps everything
-    by_variant = jax.vmap(
-        lambda k: classify(model.apply(variables, s_local, labels, words, k, method="prototypes"))
-    )(variants)
+    by_variant = jax.vmap(lambda k: classify(model.apply(variables, s_local, labels, words, k, method="prototypes")))(
+        variants
+    )
     out = {"zero_shot": classify(words), "base": by_variant[0]}
     if mean is not None:
         centred, q_centred = unit(s_global - mean), unit(q_global - mean)

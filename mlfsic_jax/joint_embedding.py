@@ -13,7 +13,7 @@ class JointEmbedding(nn.Module):
     """
 
     d_joint: int
-    orthogonal: bool = False  # start A_visual as a (semi-)orthogonal map, which keeps cosines
+    orthogonal: bool = False  # start A_visual as a (semi-)orthogonal map
 
     def setup(self):
         visual_init = nn.initializers.orthogonal() if self.orthogonal else nn.initializers.lecun_normal()

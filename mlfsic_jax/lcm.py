@@ -129,7 +129,7 @@ def _loss_change_of_image(u, y, *, label_embeddings, scale, steps, step_size, mo
         score = alpha * score + (1.0 - alpha) * change  # eq 11
         return (_normalise_importance(rho - step_size * gradient), score), None
 
-    # Not jnp.ones(L): rho derives from u so that the scan's carry varies over the same mesh axes inside shard_map.
+    # Not jnp.ones(L): inside shard_map that would be one rho for all devices, and its gradient their silent sum.
     ones = jnp.ones_like(u[:, 0])
     (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=u.dtype))
     return score, rho
@@ -183,7 +183,9 @@ def _check(local_features, labels, label_embeddings, projection, steps, momentum
             f"label_embeddings must be [C, d] = {(labels.shape[1], *d)}, not {label_embeddings.shape}"
             + (": give projection=[n, d] where n differs from d" if projection is None else "")
         )
-    if steps < 1 or not 0 <= momentum <= 1:
-        raise ValueError(f"steps must be at least 1 and momentum in [0, 1], not {steps} and {momentum}")
+    if not isinstance(steps, int) or steps < 1 or not 0 <= momentum <= 1:
+        raise ValueError(
+            f"steps must be a whole number of at least 1 and momentum in [0, 1], not {steps} and {momentum}"
+        )
     if score_scaling not in SCORE_SCALINGS:
         raise ValueError(f"score_scaling must be one of {SCORE_SCALINGS}, not {score_scaling!r}")

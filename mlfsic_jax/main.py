@@ -5,6 +5,7 @@ python -m mlfsic_jax.main --config=configs/demo.py [--config.FIELD=VALUE ...] [-
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,13 +17,27 @@ from mlfsic_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a file of configs/, see README")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept; short for --config.workdir")
-flags.mark_flag_as_required("config")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags in; a mistake in one of them, or in a config file, ends in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            raise ValueError("--config is missing: give a file of configs/, e.g. --config=configs/demo.py")
+        _CONFIG.value.lock()  # a file that could not be read says so only now
+        if rest[1:]:
+            raise ValueError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
+    except (flags.Error, ValueError, OSError, KeyError, AttributeError, TypeError, SyntaxError) as error:
+        # ml_collections puts what matters last, behind quotes and a traceback of its own.
+        last = str(error).replace("\\n", "\n").replace("\\'", "'").strip('"\n ').splitlines()[-1].strip()
+        unknown = isinstance(error, (KeyError, AttributeError))
+        sys.exit("error: no such config field: " + last.strip("\"'") if unknown else f"error: {last}")
+    return rest
 
 
 def main(argv: list[str]) -> None:
     """Parsed flags in, one call out."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.FIELD=VALUE")
     config = _CONFIG.value
     if _WORKDIR.value:
         config.workdir = _WORKDIR.value
@@ -31,12 +46,15 @@ def main(argv: list[str]) -> None:
 
     from mlfsic_jax.train import train_and_evaluate
 
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
     try:
         train_and_evaluate(config, config.workdir)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\ninterrupted: the same command goes on from the last checkpoint in {config.workdir}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -67,7 +67,7 @@ def multilabel_metrics(scores, labels, *, threshold: float = 0.5) -> dict:
     scores = np.asarray(scores, np.float64)
     truth = np.asarray(labels)
     if scores.ndim < 2 or scores.shape != truth.shape or 0 in scores.shape:
-        raise ValueError(f"scores {scores.shape} and labels {truth.shape} must both be [..., images, labels]")
+        raise ValueError(f"scores {scores.shape}, labels {truth.shape}: both must be [..., images, labels], not empty")
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite")
     if truth.dtype != bool and not np.isin(truth, (0, 1)).all():

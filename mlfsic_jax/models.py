@@ -50,9 +50,7 @@ class BaseModel(nn.Module):
 
     def setup(self):
         self.joint = JointEmbedding(self.d_joint, orthogonal=self.anchor)
-        self.prototype = Prototypes(
-            self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor
-        )
+        self.prototype = Prototypes(self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor)
 
     def features(self, inputs, train: bool = False):
         """Photos float [B, H, W, 3] (with a backbone) or local features [B, h, w, n] -> [B, h, w, n] float32."""

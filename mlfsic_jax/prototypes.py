@@ -39,7 +39,7 @@ class CrossAttention(nn.Module):
         out = nn.Dense(d, name="mlp_2")(nn.Dropout(self.dropout, deterministic=not train)(hidden))
         if self.anchor:
             out = out * self.param("mlp_gate", nn.initializers.zeros, ())
-        return pooled + out if self.skip or self.anchor else out
+        return pooled + out if self.skip else out
 
 
 class DynamicConvolution(nn.Module):
@@ -107,7 +107,7 @@ class Prototypes(nn.Module):
           train: whether dropout is active (needs the rng "dropout").
 
         Returns:
-          float [C, d]; a label without a support image has no locals and gets the zero vector from attention.
+          float [C, d], finite even for a label without a support image, which has no locals to go by.
         """
         s, n_locals, d = locals_.shape
         keep = jnp.ones((s, n_locals), bool) if keep is None else keep
@@ -126,5 +126,6 @@ def _zeros_if(anchor: bool):
 
 def _masked_softmax(logits, mask):
     """Softmax over the last axis where ``mask``; all zero where nothing is left."""
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-1e30)) * mask
+    highest = jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-1e30)
+    weights = jnp.exp(jnp.where(mask, logits - highest, -jnp.inf))  # not exp(..) * mask: inf * 0 is NaN
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)

@@ -240,15 +240,11 @@ def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
         thresholds=thresholds,
         lcm=lcm_options(config),
     )
-    sweep = score(
-        run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes
-    )
+    sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
     chosen = int(np.argmax(on_validation))
     mean = evaluate.mean_feature(run.model, variables, run.splits["train"])
-    novel = score(
-        run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes, mean=mean
-    )
+    novel = score(run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes, mean=mean)
     return {
         "config": config.to_dict(),
         "dataset": config.data.name,
@@ -288,6 +284,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     start = time.monotonic()
     validate(config)
     workdir = Path(workdir)
+    try:  # before anything is computed
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "metrics.jsonl").touch()
+    except OSError as error:
+        raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
     run = inputs.load(config)
     _claim(workdir, config, run.identity)
     _check_feasible(config, run)
@@ -317,13 +318,10 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict, identity: dict[str,
     wanted |= {"lcm": fields["lcm"] if config.lcm.during_training else None, "inputs": identity}
     wanted = json.loads(json.dumps(wanted))
     path = workdir / "trained_with.json"
+    if not path.exists():
+        write_json(path, wanted)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, wanted)
         found = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot use the workdir {workdir}: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{path} is damaged: choose another workdir") from None
     if found != wanted:

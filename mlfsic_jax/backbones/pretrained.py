@@ -13,7 +13,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlfsic_jax.errors import InputError
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _WRAPPERS = ("state_dict", "model")
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CONVERT = (
     "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
     'then safetensors.torch.save_file(state, "weights.safetensors")'
@@ -212,7 +213,7 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             start = file.read(2)
         if start[:1] == b"\x80":
-            raise InputError(f"{path} is in PyTorch's legacy format (before 1.6), which is not read here: {_CONVERT}")
+            return _read_legacy_pth(path)
         if start == b"PK":
             raise ValueError("its end is missing")
         raise InputError(f"{path} is not a file written by torch.save: {_CONVERT}")
@@ -225,8 +226,37 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} is a zip file but was not written by torch.save: {_CONVERT}")
         if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
             raise InputError(f"{path} was written on a big-endian machine, which is not read here: {_CONVERT}")
+
+        def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+            return np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype, count)
+
         with archive.open(f"{roots[0]}/data.pkl") as stream:
-            content = _TensorUnpickler(stream, archive, roots[0], path).load()
+            content = _TensorUnpickler(stream, storage, path).load()
+    return dict(_tensors(content, path))
+
+
+def _read_legacy_pth(path: Path) -> dict[str, np.ndarray]:
+    """PyTorch's format before 1.6, in which torchvision's older weights come: pickles, then the raw numbers."""
+    storages: dict[str, np.ndarray] = {}
+    size = path.stat().st_size
+
+    def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        if type(count) is not int or not 0 <= count * dtype.itemsize <= size:
+            raise ValueError(f"a storage of {count!r} numbers")
+        return np.empty(count, dtype)  # the numbers follow after the last pickle
+
+    with open(path, "rb") as stream:
+        magic, protocol, system, content, keys = (
+            _TensorUnpickler(stream, storage, path, storages).load() for _ in range(5)
+        )
+        if magic != _LEGACY_MAGIC or protocol != 1001:
+            raise InputError(f"{path} is a pickle but was not written by torch.save: {_CONVERT}")
+        if not system["little_endian"]:
+            raise InputError(f"{path} was written on a big-endian machine, which is not read here: {_CONVERT}")
+        for key in keys:
+            count = int.from_bytes(stream.read(8), "little")
+            if count != len(storages[key]) or stream.readinto(storages[key].view(np.uint8)) != storages[key].nbytes:
+                raise ValueError(f"storage {key} is cut short")
     return dict(_tensors(content, path))
 
 
@@ -263,10 +293,16 @@ class _TensorUnpickler(pickle.Unpickler):
     hold of nothing whose behaviour it could alter.
     """
 
-    def __init__(self, stream: Any, archive: zipfile.ZipFile, root: str, path: Path) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        storage: Callable[[str, np.dtype, int], np.ndarray],
+        path: Path,
+        storages: dict[str, np.ndarray] | None = None,
+    ) -> None:
         super().__init__(stream)
-        self._archive, self._root, self._path = archive, root, path
-        self._raw: dict[str, bytes] = {}
+        self._storage, self._path = storage, path
+        self._storages = {} if storages is None else storages
 
     def find_class(self, module: str, name: str) -> Any:
         """The allow-list; everything else is refused."""
@@ -285,12 +321,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """("storage", type, key, device, count) -> the numbers of one storage, 1-d."""
-        kind, storage_type, key, _device, count = pid
-        if kind != "storage" or not isinstance(key, str):
+        kind, storage_type, key, _device, count, *_view = pid
+        if kind != "storage" or not isinstance(key, str) or any(view is not None for view in _view):
             raise ValueError(f"unknown reference {pid!r}")
-        if key not in self._raw:
-            self._raw[key] = self._archive.read(f"{self._root}/data/{key}")
-        return np.frombuffer(self._raw[key], _STORAGE_DTYPES[storage_type], count)
+        if key not in self._storages:
+            self._storages[key] = self._storage(key, _STORAGE_DTYPES[storage_type], count)
+        return self._storages[key]
 
     def _rebuild_tensor(
         self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any

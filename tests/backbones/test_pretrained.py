@@ -300,9 +300,6 @@ def test_pth_files_that_are_no_state_dict(tmp_path):
 
 def test_other_pytorch_formats_are_refused_with_the_way_out(tmp_path):
     way_out = r"torch\.load\(path, weights_only=True\).*safetensors\.torch\.save_file"
-    legacy = save_pth(tiny_state(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=f"legacy format.*{way_out}"):
-        load_weights(legacy, TINY, 32)
     # What torch.jit.save writes, reduced to the entries that tell it apart; torch itself warns that it is deprecated.
     script = zip_pth(tmp_path / "script.pt", pickle.dumps({}, 2), **{"constants.pkl": b"", "code/model.py": b""})
     with pytest.raises(InputError, match=r"TorchScript.*torch\.jit\.load\(path\)\.state_dict\(\)"):
@@ -310,6 +307,22 @@ def test_other_pytorch_formats_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "page.pth").write_text("<html>404</html>")
     with pytest.raises(InputError, match=f"not a file written by torch.save.*{way_out}"):
         load_weights(tmp_path / "page.pth", TINY, 32)
+
+
+def test_the_legacy_format_is_read_and_its_damage_noticed(tmp_path):
+    legacy = save_pth(tiny_state(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    found, expected = read_state_dict(legacy), tiny_state()
+    assert set(found) == set(expected)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+    content = legacy.read_bytes()
+    for keep in (len(content) - 1, len(content) // 2, 40):
+        legacy.write_bytes(content[:keep])
+        with pytest.raises(InputError, match="truncated or damaged"):
+            read_state_dict(legacy)
+    legacy.write_bytes(pickle.dumps({}, 2) * 5)
+    with pytest.raises(InputError, match="not written by torch.save"):
+        read_state_dict(legacy)
 
 
 def test_npz_with_pickled_objects_is_refused(tmp_path):

@@ -1,0 +1,189 @@
+"""Cross-attention and dynamic convolution against loops over labels, heads and local features (eqs 12-17)."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from mlfsic_jax.prototypes import Prototypes
+
+S, L, D, C, HEADS, D_DYN = 4, 5, 8, 3, 2, 3
+
+
+def case(seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1]])
+    keep = rng.random((S, L)) < 0.6
+    keep[:, 0] = True
+    return rng.normal(size=(S, L, D)).astype(np.float32), labels, rng.normal(size=(C, D)).astype(np.float32), keep
+
+
+def build(seed=0, **options):
+    """A module and parameters none of which is at its special start (zero biases, unit norms, closed gates)."""
+    module = Prototypes(**{"n_heads": HEADS, "d_dynamic": D_DYN, "n_dynamic": 4, "dropout": 0.0, **options})
+    rng = np.random.default_rng(seed)
+    return module, jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), fresh(module))
+
+
+def fresh(module):
+    return jax.jit(module.init)(jax.random.key(0), *case()[:3])
+
+
+@functools.partial(jax.jit, static_argnames=("module", "train"))
+def apply(module, variables, locals_, labels, words, keep=None, train=False, rngs=None):
+    return module.apply(variables, locals_, labels, words, keep, train, rngs=rngs)
+
+
+def dense(parameters, x):
+    return x @ parameters["kernel"] + parameters.get("bias", 0)
+
+
+def layer_norm(parameters, x):
+    normed = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+    return normed * parameters["scale"] + parameters["bias"]
+
+
+def reference(module, variables, locals_, labels, words, keep=None):
+    """float64 [C, D]."""
+    parameters = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    attention, dynamic = parameters["attention"], parameters["dynamic"]
+    locals_, words = locals_.astype(np.float64), words.astype(np.float64)
+    keep = np.ones(locals_.shape[:2], bool) if keep is None else keep
+    d_a, result = D // HEADS, []
+    for c, word in enumerate(words):
+        u = [locals_[s, j] for s in range(len(locals_)) for j in range(locals_.shape[1]) if labels[s, c] and keep[s, j]]
+        heads = []
+        for j in range(HEADS):
+            part = slice(j * d_a, (j + 1) * d_a)
+            q = dense(attention["query"], word)[part]
+            logits = np.array([q @ x[part] / np.sqrt(d_a) for x in u])
+            mu = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            heads.append(sum(m * x[part] for m, x in zip(mu, u, strict=True)))
+        pooled = np.concatenate(heads)
+        hidden = dense(attention["mlp_1"], pooled)
+        hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
+        attended = dense(attention["mlp_2"], hidden) * attention.get("mlp_gate", 1.0)
+        if module.skip or module.anchor:
+            attended = attended + pooled
+
+        theta_1 = dense(dynamic["kernel_1"], word).reshape(D, D_DYN)
+        theta_2 = dense(dynamic["kernel_2"], word).reshape(D_DYN, D)
+        cosines = [x @ word / np.sqrt((x @ x) * (word @ word)) for x in u]
+        convolved = []
+        for i in np.argsort(cosines)[::-1][: module.n_dynamic]:
+            inner = np.maximum(layer_norm(dynamic["norm_1"], theta_1.T @ u[i]), 0)
+            convolved.append(np.maximum(layer_norm(dynamic["norm_2"], theta_2.T @ inner), 0))
+        result.append(attended + np.mean(convolved, axis=0) * dynamic.get("gate", 1.0))
+    return np.array(result)
+
+
+# float32 sums of some ten products of size 1, and two layer norms: a few 1e-6; a wrong term moves a prototype by 0.1.
+TOLERANCE = 3e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"skip": False}, {"anchor": True}, {"n_dynamic": 1}, {"n_dynamic": 7}, {"n_dynamic": 100}]
+)
+def test_is_the_loop_over_labels(options, masked):
+    module, variables = build(**options)
+    locals_, labels, words, keep = case(1)
+    keep = keep if masked else None
+    if masked:
+        counts = [(keep * labels[:, [c]]).sum() for c in range(C)]
+        assert min(counts) < 7 < max(counts)  # with n_dynamic 7 some labels have fewer locals, some more
+    got = apply(module, variables, locals_, labels, words, keep)
+    assert got.shape == (C, D) and got.dtype == jnp.float32
+    np.testing.assert_allclose(got, reference(module, variables, locals_, labels, words, keep), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("label_type", [bool, np.float32])
+def test_label_types(label_type):
+    module, variables = build()
+    locals_, labels, words, keep = case()
+    got = apply(module, variables, locals_, labels.astype(label_type), words, keep)
+    np.testing.assert_allclose(got, reference(module, variables, locals_, labels, words, keep), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e4])
+def test_what_is_masked_does_not_matter(factor):
+    module, variables = build()
+    locals_, labels, words, keep = case()
+    labels[3, 1] = 0  # image 3 has label 2 alone
+    expected = apply(module, variables, locals_, labels, words, keep)
+    other = locals_.copy()
+    other[~keep] *= -factor
+    other[3] *= factor
+    got = apply(module, variables, other, labels, words, keep)
+    np.testing.assert_allclose(got[:2], expected[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_a_label_without_support_is_finite_and_hurts_no_other(anchor):
+    module, variables = build(anchor=anchor)
+    locals_, labels, words, keep = case()
+    labels[3, 2] = 0
+
+    def others(variables):
+        out = apply(module, variables, locals_, labels, words, keep)
+        return out[:2].sum(), out
+
+    (_, got), gradient = jax.jit(jax.value_and_grad(others, has_aux=True))(variables)
+    assert jnp.isfinite(got).all()
+    expected = reference(module, variables, locals_, labels[:, :2], words[:2], keep)
+    np.testing.assert_allclose(got[:2], expected, atol=TOLERANCE)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    at_start = apply(module, fresh(module), locals_, labels, words, keep)
+    np.testing.assert_array_equal(at_start[2], np.zeros(D))  # all biases are zero there
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_anchor_starts_at_the_mean_of_the_labels_locals(masked):
+    module = Prototypes(n_heads=HEADS, d_dynamic=D_DYN, n_dynamic=4, anchor=True)
+    locals_, labels, words, keep = case()
+    keep = keep if masked else np.ones_like(keep)
+    variables = fresh(module)
+    got = apply(module, variables, locals_, labels, words, keep)
+    for c in range(C):
+        mean = locals_[(labels[:, c] == 1)[:, None] & keep].mean(axis=0)
+        np.testing.assert_allclose(got[c], mean, atol=1e-6)
+    # Everything that starts closed has a way to open.
+    similarity = lambda v: jnp.sum(apply(module, v, locals_, labels, words, keep) * words)  # noqa: E731
+    gradient = jax.jit(jax.grad(similarity))(variables)["params"]
+    assert jnp.abs(gradient["attention"]["query"]["kernel"]).max() > 0
+    assert gradient["attention"]["mlp_gate"] != 0 and gradient["dynamic"]["gate"] != 0
+
+
+def test_dropout_is_for_training_alone():
+    module, variables = build(dropout=0.5)
+    case_ = case()
+    plain, _ = build()
+    expected = apply(plain, variables, *case_)
+    np.testing.assert_allclose(apply(module, variables, *case_), expected, atol=1e-6)  # without an rng
+    np.testing.assert_allclose(apply(plain, variables, *case_, train=True), expected, atol=1e-6)
+    drawn = [apply(module, variables, *case_, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any() and (drawn[0] != expected).any()
+    with pytest.raises(flax.errors.InvalidRngError):
+        apply(module, variables, *case_, train=True)
+
+
+def test_support_images_and_positions_have_no_order():
+    module, variables = build()
+    locals_, labels, words, keep = case()
+    expected = apply(module, variables, locals_, labels, words, keep)
+    images, positions = [2, 0, 3, 1], [4, 1, 0, 3, 2]
+    got = apply(module, variables, locals_[images][:, positions], labels[images], words, keep[images][:, positions])
+    np.testing.assert_allclose(got, expected, atol=1e-5)  # the same float32 sums in another order
+
+
+def test_labels_have_no_order_and_do_not_see_each_other():
+    module, variables = build()
+    locals_, labels, words, keep = case()
+    expected = apply(module, variables, locals_, labels, words, keep)
+    got = apply(module, variables, locals_, labels[:, [2, 0]], words[[2, 0]], keep)
+    np.testing.assert_allclose(got, expected[jnp.array([2, 0])], atol=1e-5)

@@ -1,0 +1,244 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import demo, voc
+from mlfsic_jax import config as defaults
+from mlfsic_jax import train
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.evaluate import METHODS, SplitView
+from mlfsic_jax.metrics import METRICS
+from mlfsic_jax.models import BaseModel
+
+TINY = {
+    "shots": (1,),
+    "data.image_size": 32,
+    "data.images_per_split": (80, 60, 60),
+    "model.d_joint": 16,
+    "model.n_heads": 2,
+    "model.d_dynamic": 4,
+    "model.n_dynamic": 4,
+    "lcm.thresholds": (0.5, 0.53, 0.6),
+    "train.epochs": 4,
+    "train.warmup_epochs": 1,
+    "train.episodes_per_epoch": 2,
+    "train.n_query": 1,
+    "train.validation_episodes": 2,
+    "eval.episodes": 4,
+    "eval.sweep_episodes": 4,
+    "eval.n_query": 2,
+}
+
+
+def tiny(tmp_path, **changes):
+    config = demo.get_config()
+    config.cache_dir = str(tmp_path / "cache")
+    config.update_from_flattened_dict(TINY | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    results = train.train_and_evaluate(tiny(folder), folder / "run")
+    return folder, results
+
+
+def without_paths(results):
+    return [{k: v for k, v in r.items() if k != "config"} for r in json.loads(json.dumps(results))]
+
+
+def test_a_whole_run_writes_its_results(undisturbed):
+    folder, results = undisturbed
+    written = json.loads((folder / "run" / "results.json").read_text())
+    assert without_paths(written) == without_paths(results)
+    (entry,) = written
+    assert (entry["dataset"], entry["episodes"], entry["n_shot"]) == ("scenes", 4, 1)
+    assert tuple(entry["methods"]) == METHODS
+    for values in [*entry["methods"].values(), entry["paired"]["lcm-base"], entry["chance"]]:
+        assert tuple(values) == METRICS
+        assert all(np.isfinite([v["mean"], v["ci95"]]).all() for v in values.values())
+    assert entry["config"]["train"]["epochs"] == 4
+    sweep = {point["theta"]: point for point in entry["theta"]["sweep"]}
+    assert sweep[0.5]["kept"] == 1
+    assert sweep[0.5]["novel_macro_ap"] == entry["methods"]["base"]["macro_ap"]["mean"]
+    assert sweep[0.5]["validation_macro_ap"] == entry["theta"]["base_validation_macro_ap"]
+    best = max(point["validation_macro_ap"] for point in sweep.values())
+    assert sweep[entry["theta"]["chosen"]]["validation_macro_ap"] == best
+    assert sweep[entry["theta"]["chosen"]]["novel_macro_ap"] == entry["methods"]["lcm"]["macro_ap"]["mean"]
+    log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
+    assert all(line["n_shot"] == 1 and np.isfinite(line["cm_loss"]) for line in log)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("at_step", [1, 3, 6])
+def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(undisturbed, monkeypatch, at_step):
+    folder, results = undisturbed
+    workdir = folder / f"stopped_{at_step}"
+    config = tiny(folder)
+    calls = []
+    with monkeypatch.context() as patch:
+        step = train.train_step
+
+        def stops(*args, **options):
+            if len(calls) == at_step:
+                raise Stop
+            calls.append(1)
+            return step(*args, **options)
+
+        patch.setattr(train, "train_step", stops)
+        with pytest.raises(Stop):
+            train.train_and_evaluate(config, workdir)
+    assert without_paths(train.train_and_evaluate(config, workdir)) == without_paths(results)
+    log = (workdir / "metrics.jsonl").read_text()
+    assert log == (folder / "run" / "metrics.jsonl").read_text()  # no line twice, none lost
+
+
+def test_a_killed_program_goes_on(undisturbed):
+    folder, results = undisturbed
+    workdir = folder / "killed"
+    command = [sys.executable, "-m", "mlfsic_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
+    command += [f"--config.cache_dir={folder / 'cache'}"]
+    command += [f"--config.{field}={value}".replace(" ", "") for field, value in TINY.items()]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while not list(workdir.glob("checkpoints_1shot/*/state")) and time.monotonic() < deadline:
+        assert program.poll() is None, program.stdout.read().decode()
+        time.sleep(0.02)
+    program.send_signal(signal.SIGKILL)
+    program.communicate()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "1-shot: continuing at epoch" in done.stdout and "Traceback" not in done.stderr
+    assert without_paths(json.loads((workdir / "results.json").read_text())) == without_paths(results)
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed, monkeypatch):
+    folder, results = undisturbed
+    monkeypatch.setattr(train, "train_step", lambda *args, **options: pytest.fail("trained again"))
+    again = train.train_and_evaluate(tiny(folder), folder / "run")
+    assert without_paths(again) == without_paths(results)
+
+
+def test_a_workdir_of_another_run_is_refused(undisturbed):
+    folder, _ = undisturbed
+    with pytest.raises(InputError, match=r"other settings, train.learning_rate \(there 0.002, now 0.1\)"):
+        train.train_and_evaluate(tiny(folder, **{"train.learning_rate": 0.1}), folder / "run")
+
+
+def test_infeasible_episodes_are_refused_before_training(tmp_path):
+    config = tiny(tmp_path, **{"data.images_per_split": (80, 60, 18), "eval.n_query": 4})
+    with pytest.raises(InputError, match=r"novel split, 1-shot: .*(red|green|blue|purple) .*images"):
+        train.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n{"n_shot": 1, "step": 4}\n{"n_sh')
+    train._MetricsLog(path, 1, after_step=2)
+    assert path.read_text() == '{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n'
+
+
+def test_schedule_warms_up_then_decays():
+    config = demo.get_config()
+    config.train.update({"epochs": 10, "warmup_epochs": 2, "episodes_per_epoch": 5, "learning_rate": 0.5})
+    _, schedule = train.create_optimizer(config)
+    np.testing.assert_allclose([schedule(i) for i in (1, 5, 10)], [0.05, 0.25, 0.5], rtol=1e-6)
+    np.testing.assert_allclose([schedule(i) for i in (30, 50)], [0.25, 0.0], atol=1e-7)  # half a cosine
+    config.train.schedule = "constant"
+    np.testing.assert_allclose(train.create_optimizer(config)[1](49), 0.5)
+
+
+def test_train_step_is_adam_on_the_sum_of_both_losses():
+    rng = np.random.default_rng(0)
+    model = BaseModel(d_joint=4, n_heads=2, d_dynamic=5, n_dynamic=2, dropout=0.0)
+    batch = train.Batch(
+        *(rng.random((n, 1, 2, 3)).astype(np.float32) for n in (3, 4)),
+        *(rng.random((n, 2)) < 0.7 for n in (3, 4)),
+        rng.normal(size=(2, 5)).astype(np.float32),
+    )
+    split = SplitView(
+        lambda rows: batch.support[rows], np.asarray(batch.support_labels), batch.word_vectors, ("a", "b")
+    )
+    optimizer = optax.adam(0.1)
+    state = train.create_train_state(jax.random.key(0), model, split, optimizer)
+
+    def loss(params):
+        cm, query = model.apply({"params": params}, *batch, method="losses", rngs={"dropout": jax.random.key(0)})
+        return cm + 3.0 * query
+
+    # Adam's first step is lr * g / (|g| + eps).
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g) + 1e-8), state.params, jax.grad(loss)(state.params))
+    before = jax.device_get(state.params)
+    new, (cm, query) = train.train_step(
+        state, jax.random.key(1), batch, model=model, optimizer=optimizer, gamma=3.0, lcm=None, threshold=0.53
+    )
+    np.testing.assert_allclose(cm + 3.0 * query, loss(before), rtol=1e-5)
+    # float32; where a gradient is about zero its sign may be lost
+    close = jax.tree.map(lambda a, b: float(np.isclose(a, b, atol=1e-4).mean()), new.params, expected)
+    assert min(jax.tree.leaves(close)) > 0.95
+    assert int(new.step) == 1
+
+
+@pytest.mark.parametrize("module, arg", [(demo, ""), *((voc, arg) for arg in voc.VARIANTS)])
+def test_configs_are_valid(module, arg):
+    config = module.get_config(arg)
+    defaults.validate(config)
+    with pytest.raises(AttributeError, match="epoch"):
+        config.train.epoch = 3  # locked: a mistyped field is an error
+
+
+def test_unknown_variants_are_refused():
+    for module in (demo, voc):
+        with pytest.raises(ValueError, match="no variant 'gpu'"):
+            module.get_config("gpu")
+
+
+def test_all_mistakes_in_a_config_are_named_at_once():
+    config = demo.get_config()
+    config.update_from_flattened_dict({"model.n_heads": 7, "backbone": "vgg", "train.epochs": 0, "shots": ()})
+    with pytest.raises(InputError) as caught:
+        defaults.validate(config)
+    for field in ("model.d_joint", "backbone = 'vgg'", "train.epochs", "shots"):
+        assert f"config.{field}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--config=configs/demo.py", "--config.trian.epochs=3"], 'Did you mean "train" instead of "trian"'),
+        (["--config=configs/demo.py", "--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"'),
+        (["--config=configs/demo.py", "--config.train.epochs=many"], "config.train.epochs=many"),
+        (["--config=configs/demo.py", "--config.model.dropout=2"], "config.model.dropout = 2.0: must be in [0, 1)"),
+        (["--config=configs/absent.py"], "configs/absent.py"),
+        (["--config=configs/voc.py:gpu"], "no variant 'gpu': choose one of cpu, paper, finetune"),
+        (["--config=configs/demo.py", "extra"], "unexpected argument 'extra'"),
+        ([], "--config is missing"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_one_line(arguments, complaint):
+    done = subprocess.run([sys.executable, "-m", "mlfsic_jax.main", *arguments], capture_output=True, text=True)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and line.startswith("error: ") and complaint in line
+
+
+def test_everything_missing_is_reported_at_once(tmp_path):
+    config = voc.get_config("cpu")
+    config.cache_dir = str(tmp_path)
+    with pytest.raises(InputError) as caught:
+        train.train_and_evaluate(config, tmp_path / "run")
+    for part in ("config.data.source", "host.robots.ox.ac.uk", "config.labels.vectors", "glove.6B.zip", "torchvision"):
+        assert part in str(caught.value)
