@@ -180,7 +180,7 @@ def test_jax_arrays_of_any_float_and_label_type():
         ([[0.2, 0.1]], [[1, 2]], "0 or 1"),
         ([[0.2, 0.1]], [[1, 0.5]], "0 or 1"),
         ([[0.2, 0.1]], [[1, np.nan]], "0 or 1"),
-        ([[0.2, 0.1]], [[1], [0]], r"\(1, 2\) and labels \(2, 1\)"),
+        ([[0.2, 0.1]], [[1], [0]], r"\(1, 2\), labels \(2, 1\)"),
         ([0.2, 0.1], [1, 0], "images, labels"),
         (np.zeros((0, 3)), np.zeros((0, 3)), "images, labels"),
         (np.zeros((2, 0)), np.zeros((2, 0)), "images, labels"),

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from mlfsic_jax.backbones._layers import batch_norm, conv
+from mlfsic_jax.backbones._layers import DepthwiseConv, batch_norm, conv
 
 # Table 2 of the paper: expansion, output channels, repeats, stride of the first repeat.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -19,10 +19,8 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _conv_bn_relu6(
-    x: jax.Array, features: int, kernel: int, train: bool, name: str, *, stride: int = 1, groups: int = 1
-) -> jax.Array:
-    x = conv(features, kernel, stride=stride, groups=groups, name=f"{name}_0")(x)
+def _conv_bn_relu6(x: jax.Array, features: int, kernel: int, train: bool, name: str, *, stride: int = 1) -> jax.Array:
+    x = conv(features, kernel, stride=stride, name=f"{name}_0")(x)
     return nn.relu6(batch_norm(train, f"{name}_1")(x))
 
 
@@ -48,7 +46,8 @@ class InvertedResidual(nn.Module):
         if self.expansion != 1:
             x = _conv_bn_relu6(x, hidden, 1, train, f"conv_{layer}")
             layer += 1
-        x = _conv_bn_relu6(x, hidden, 3, train, f"conv_{layer}", stride=self.stride, groups=hidden)
+        x = DepthwiseConv(3, self.stride, name=f"conv_{layer}_0")(x)
+        x = nn.relu6(batch_norm(train, f"conv_{layer}_1")(x))
         x = conv(self.features, 1, name=f"conv_{layer + 1}")(x)
         x = batch_norm(train, f"conv_{layer + 2}")(x)
         return x + shortcut if x.shape == shortcut.shape and self.stride == 1 else x

@@ -1,0 +1,261 @@
+"""Our own model: ridge regression in closed form with a word prior, on global features or with a region kernel.
+
+Fit once on base images (``fit``), then a pure function of an episode (``word_ridge``, ``region_word_ridge``): no training
+loop, no threshold on regions, labels it has never seen. Notation: x are centred unit global features, z centred local
+features, y the support's labels, w word vectors.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlfsic_jax.similarity import unit
+
+_SHRINKAGE = 4.0
+
+
+class Fitted(NamedTuple):
+    """What the base images teach: where their features lie, and how words map to linear classifiers.
+
+    Attributes:
+      mean: float [n], mean local feature of the base images.
+      components: float [n, d], their d principal directions, in which regions are compared.
+      words: float [B, d_w], unit word vectors of the B base labels.
+      mapping: float [B, n], from similarity with base words to a classifier; A of ``fit``.
+      offset: float [n], the mean classifier; m of ``fit``.
+    """
+
+    mean: jax.Array
+    components: jax.Array
+    words: jax.Array
+    mapping: jax.Array
+    offset: jax.Array
+
+
+class Prediction(NamedTuple):
+    """Scores of the queries, and of each support image when it is left out of its own fit.
+
+    Attributes:
+      query: float [Q, C].
+      left_out: float [S, C].
+    """
+
+    query: jax.Array
+    left_out: jax.Array
+
+
+def fit(
+    features,
+    labels,
+    word_vectors,
+    components,
+    *,
+    classifier_regulariser: float = 300.0,
+    word_regulariser: float = 0.1,
+) -> Fitted:
+    """Fits classifiers of the base labels, then a map from their words to them.
+
+    R = (X'X + 300 I)^-1 X'(Y - mean Y); V its unit columns; A = (GG' + 0.1 I)^-1 (V - mean V), G the unit words.
+
+    Args:
+      features: float [I, n], global features of the base images (means over positions).
+      labels: 0/1 [I, B].
+      word_vectors: float [B, d_w].
+      components: float [n, d], see ``principal_directions``.
+      classifier_regulariser: of R.
+      word_regulariser: of A.
+    """
+    features = jnp.asarray(features, jnp.float32)
+    targets = jnp.asarray(labels, features.dtype)
+    mean = features.mean(axis=0)
+    x = unit(features - mean)
+    gram = x.T @ x + classifier_regulariser * jnp.eye(x.shape[1])
+    classifiers = jax.scipy.linalg.solve(gram, x.T @ (targets - targets.mean(axis=0)), assume_a="pos")
+    classifiers = unit(classifiers.T)  # V, [B, n]
+    offset = classifiers.mean(axis=0)
+    words = unit(jnp.asarray(word_vectors, features.dtype))
+    word_gram = words @ words.T + word_regulariser * jnp.eye(len(words))
+    mapping = jax.scipy.linalg.solve(word_gram, classifiers - offset, assume_a="pos")
+    return Fitted(mean, jnp.asarray(components, features.dtype), words, mapping, offset)
+
+
+def principal_directions(local_features, mean, n_components: int = 320) -> np.ndarray:
+    """The leading eigenvectors of the local features' covariance: float [I, L, n], [n] -> float32 [n, min(n, d)].
+
+    Cosines between regions in these directions are, up to little, those in the full space, and cheaper.
+    """
+    z = np.asarray(local_features, np.float32).reshape(-1, np.shape(local_features)[-1]) - np.asarray(mean)
+    _, vectors = np.linalg.eigh(z.T @ z)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :n_components], np.float32)
+
+
+def word_prior(fitted: Fitted, x, word_vectors, beta: float):
+    """p_c = beta (x . W_c - mean over c' of x . W_c'), W_c = (unit(w_c) G') A + m.
+
+    Args:
+      fitted: see ``fit``.
+      x: float [I, n], centred unit features.
+      word_vectors: float [C, d_w], the episode's labels.
+      beta: weight of the prior.
+
+    Returns:
+      float [I, C].
+    """
+    classifiers = unit(word_vectors) @ fitted.words.T @ fitted.mapping + fitted.offset
+    logits = x @ classifiers.T
+    return beta * (logits - logits.mean(axis=1, keepdims=True))
+
+
+def word_ridge(
+    fitted: Fitted, support, labels, query, word_vectors, *, beta: float = 0.5, regulariser: float = 1.0
+) -> Prediction:
+    """Ridge regression on what the word prior leaves unexplained.
+
+    Args:
+      fitted: see ``fit``.
+      support: float [S, n], global features.
+      labels: 0/1 [S, C].
+      query: float [Q, n].
+      word_vectors: float [C, d_w].
+      beta: weight of the prior; with 0 this is plain ridge regression, up to a constant per label.
+      regulariser: lambda.
+    """
+    x, x_query = unit(support - fitted.mean), unit(query - fitted.mean)
+    prior, prior_query = (word_prior(fitted, a, word_vectors, beta) for a in (x, x_query))
+    return _kernel_ridge(x @ x.T, x_query @ x.T, prior, prior_query, labels, regulariser)
+
+
+def region_word_ridge(
+    fitted: Fitted,
+    support,
+    support_regions,
+    labels,
+    query,
+    query_regions,
+    word_vectors,
+    *,
+    keep=None,
+    beta: float = 0.5,
+    regulariser: float = 0.3,
+) -> Prediction:
+    """``word_ridge`` with a kernel that matches regions instead of the inner product of global features.
+
+    Args:
+      fitted: see ``fit``.
+      support: float [S, n], global features, for the prior.
+      support_regions: float [S, L, d], centred local features z, see ``regions``.
+      labels: 0/1 [S, C].
+      query: float [Q, n].
+      query_regions: float [Q, L, d].
+      word_vectors: float [C, d_w].
+      keep: bool [S, L], the regions of the support to use, or None for all.
+      beta: weight of the prior.
+      regulariser: lambda.
+    """
+    x, x_query = unit(support - fitted.mean), unit(query - fitted.mean)
+    prior, prior_query = (word_prior(fitted, a, word_vectors, beta) for a in (x, x_query))
+    if keep is not None:
+        support_regions = support_regions * keep[..., None]  # a region of length 0 has weight 0
+    n_support = len(support_regions)
+    kernel = region_kernel(jnp.concatenate([support_regions, query_regions]), support_regions)
+    on_support = (kernel[:n_support] + kernel[:n_support].T) / 2
+    return _kernel_ridge(on_support, kernel[n_support:], prior, prior_query, labels, regulariser)
+
+
+def regions(fitted: Fitted, local_features):
+    """Centred local features in the principal directions: float [I, L, n] -> [I, L, d]."""
+    return (local_features - fitted.mean) @ fitted.components
+
+
+def region_kernel(a, b):
+    """How well the regions of two images match: (k1 + k2) / 2.
+
+    With lengths r = |z| and directions u = z / r: k1 is the mean, weighted by r, over the regions of either image of the
+    best match in the other; k2 the normalised h(i, j) = sum_lm v_il v_jm max(0, u_il . u_jm)^2, v = r^2 / sum r^2.
+
+    Args:
+      a: float [I, L, d], centred local features z.
+      b: float [J, L, d].
+
+    Returns:
+      float [I, J].
+    """
+
+    def parts(z):
+        length = jnp.sqrt(jnp.sum(z * z, axis=-1))
+        return unit(z), _shares(length), _shares(length**2)
+
+    u_a, r_a, v_a = parts(a)
+    u_b, r_b, v_b = parts(b)
+
+    def with_one(image):  # one image of b at a time: its similarities to all of a fit the processor's cache
+        u, r, v = image
+        similarity = jnp.einsum("ild,md->ilm", u_a, u)
+        # A region that was left out (length 0) must not be anybody's best match.
+        best_in_b = jnp.max(similarity, axis=2, where=(r > 0), initial=-1.0)
+        best_in_a = jnp.max(similarity, axis=1, where=(r_a > 0)[:, :, None], initial=-1.0)
+        k1 = (jnp.sum(r_a * best_in_b, axis=1) + best_in_a @ r) / 2
+        return k1, jnp.einsum("il,ilm,m->i", v_a, jnp.maximum(similarity, 0) ** 2, v)
+
+    def own(u, v):
+        return v @ jnp.maximum(u @ u.T, 0) ** 2 @ v
+
+    k1, h = jax.lax.map(with_one, (u_b, r_b, v_b))  # [J, I]
+    norm = jnp.sqrt(jax.vmap(own)(u_a, v_a)[:, None] * jax.vmap(own)(u_b, v_b))
+    return (k1.T + h.T / jnp.maximum(norm, 1e-12)) / 2
+
+
+def probabilities(prediction: Prediction, labels, slope: float, intercept: float):
+    """Calibrated probabilities of the queries: sigmoid(slope (s - m_c) / d + intercept).
+
+    m_c is the mean left-out score of the support images without label c, drawn towards the mean over all labels as far as
+    they are few, and d the spread of those scores about m_c. Two numbers, ``slope`` and ``intercept``, hold for all labels;
+    they are fitted on validation episodes.
+
+    Args:
+      prediction: of ``word_ridge`` or ``region_word_ridge``.
+      labels: 0/1 [S, C], of the support.
+      slope: in units of the spread.
+      intercept: log odds of a score at m_c.
+
+    Returns:
+      float [Q, C] in [0, 1].
+    """
+    return jax.nn.sigmoid(slope * standardised(prediction, labels) + intercept)
+
+
+def standardised(prediction: Prediction, labels):
+    """(s - m_c) / d of ``probabilities``: float [Q, C]."""
+    without = 1 - labels.astype(prediction.left_out.dtype)
+    n = without.sum(axis=0)
+    overall = jnp.sum(without * prediction.left_out) / jnp.maximum(without.sum(), 1)
+    centre = (jnp.sum(without * prediction.left_out, axis=0) + _SHRINKAGE * overall) / (n + _SHRINKAGE)
+    spread = jnp.sqrt(jnp.sum(without * (prediction.left_out - centre) ** 2) / jnp.maximum(without.sum(), 1))
+    return (prediction.query - centre) / jnp.maximum(spread, 1e-6)
+
+
+def _kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) -> Prediction:
+    """p(q) + k(q, S) (K + lambda I)^-1 (T - mean T) with T = y - p(S), and the same for each support image left out.
+
+    Leaving image i out in closed form: a ridge fit to targets t predicts t_i - [G^-1 t]_i / [G^-1]_ii at i without having
+    seen it, G = K + lambda I. As the prediction is linear in t, so is the centring by the mean of the others.
+    """
+    s = len(kernel)
+    inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
+    targets = labels.astype(kernel.dtype) - prior  # T
+    query = prior_query + kernel_query @ (inverse @ (targets - targets.mean(axis=0)))
+
+    def unseen(t):
+        return t - (inverse @ t) / jnp.diag(inverse)[:, None]
+
+    mean_of_others = (targets.sum(axis=0) - targets) / max(s - 1, 1)
+    left_out = prior + unseen(targets) - mean_of_others * unseen(jnp.ones((s, 1), kernel.dtype))
+    return Prediction(query, left_out)
+
+
+def _shares(x):
+    return x / jnp.maximum(x.sum(axis=-1, keepdims=True), 1e-12)
