@@ -54,6 +54,15 @@ def default() -> ml_collections.ConfigDict:
     config.lcm.during_training = False
     config.lcm.training_threshold = 0.53
 
+    config.ridge = ml_collections.ConfigDict()  # word_ridge and region_word_ridge, chosen on validation labels
+    config.ridge.beta = 0.5  # weight of the word prior
+    config.ridge.regulariser = 1.0
+    config.ridge.region_regulariser = 0.3
+    config.ridge.classifier_regulariser = 300.0
+    config.ridge.word_regulariser = 0.1
+    config.ridge.n_components = 320  # directions in which regions are compared
+    config.ridge.fit_on = ("train",)  # with "validation" too, for deployment: then nothing is left to choose on
+
     config.train = ml_collections.ConfigDict()
     config.train.epochs = 200
     config.train.warmup_epochs = 10
@@ -106,6 +115,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     need(config.lcm.score_scaling in SCORE_SCALINGS, "lcm.score_scaling", f"must be one of {', '.join(SCORE_SCALINGS)}")
     thresholds = config.lcm.thresholds
     need(len(thresholds) > 0 and all(0 < t < 1 for t in thresholds), "lcm.thresholds", "numbers between 0 and 1")
+    for field in ("regulariser", "region_regulariser", "classifier_regulariser", "word_regulariser", "n_components"):
+        need(config.ridge[field] > 0, f"ridge.{field}", "must be positive")
+    fit_on = tuple(config.ridge.fit_on)
+    need(fit_on in (("train",), ("train", "validation")), "ridge.fit_on", "('train',) or ('train', 'validation')")
     for field in ("epochs", "episodes_per_epoch", "n_query", "validate_every", "validation_episodes"):
         need(config.train[field] >= 1, f"train.{field}", "must be at least 1")
     need(0 <= config.train.warmup_epochs < config.train.epochs, "train.warmup_epochs", "must be below train.epochs")

@@ -9,16 +9,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
+from mlfsic_jax import word_ridge
 from mlfsic_jax.baselines import closed_form
 from mlfsic_jax.episodes import sample_episodes
 from mlfsic_jax.lcm import select_positions
-from mlfsic_jax.metrics import METRICS, mean_and_ci95, multilabel_metrics
+from mlfsic_jax.metrics import METRICS, calibration_error, mean_and_ci95, multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.similarity import cosine_logits, unit
 
-METHODS = ("zero_shot", "prototypes", "prototypes_centered", "ridge", "base", "lcm")
-PAIRS = (("lcm", "base"),)
+METHODS = (
+    *("zero_shot", "prototypes", "prototypes_centered", "ridge", "word_ridge", "region_word_ridge"),
+    *("base", "lcm"),
+)
+CALIBRATED = ("word_ridge", "region_word_ridge")
+PAIRS = (("lcm", "base"), ("word_ridge", "ridge"), ("region_word_ridge", "ridge"))
 _EMBED_BATCH = 64
 _EPISODE_BATCH = 4
 
@@ -40,10 +47,28 @@ class SplitView(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Images through backbone and A_visual: global features float32 [I, n], locals float32 [I, L, d_joint]."""
+    """Images through backbone and A_visual.
+
+    Attributes:
+      globals_: float32 [I, n], means of the local features.
+      locals_: float32 [I, L, d_joint], local features in the joint space.
+      regions: float32 [I, L, d], local features as ``word_ridge.regions`` has them; [I, L, 0] before that is fitted.
+    """
 
     globals_: np.ndarray
     locals_: np.ndarray
+    regions: np.ndarray
+
+
+class RidgeOptions(NamedTuple):
+    """Settings of ``word_ridge`` and ``region_word_ridge``, see there."""
+
+    beta: float = 0.5
+    regulariser: float = 1.0
+    region_regulariser: float = 0.3
+    classifier_regulariser: float = 300.0
+    word_regulariser: float = 0.1
+    n_components: int = 320
 
 
 class Scores(NamedTuple):
@@ -51,7 +76,7 @@ class Scores(NamedTuple):
 
     Attributes:
       labels: bool [E, Q, C], ground truth of the queries.
-      methods: name -> float [E, Q, C], all methods but LCM.
+      methods: name -> float [E, Q, C], all methods but LCM; those in ``CALIBRATED`` as standardised scores.
       lcm: float [T, E, Q, C], one block per threshold.
       chance: float [E, Q, C], uniformly random.
       kept: float [T], the mean fraction of positions that LCM keeps.
@@ -64,7 +89,7 @@ class Scores(NamedTuple):
     kept: np.ndarray
 
 
-def embed(model: BaseModel, variables, inputs, rows: np.ndarray) -> Embedded:
+def embed(model: BaseModel, variables, inputs, rows: np.ndarray, fitted: word_ridge.Fitted | None = None) -> Embedded:
     """Runs images through the model's backbone and A_visual, in batches of one size.
 
     Args:
@@ -72,25 +97,51 @@ def embed(model: BaseModel, variables, inputs, rows: np.ndarray) -> Embedded:
       variables: its parameters and batch statistics.
       inputs: see ``SplitView``.
       rows: int [B], which images.
+      fitted: says how regions are projected.
     """
-    globals_, locals_ = [], []
-    for start in range(0, len(rows), _EMBED_BATCH):
-        batch = rows[start : start + _EMBED_BATCH]
-        padded = np.concatenate([batch, np.full(_EMBED_BATCH - len(batch), batch[-1])])
-        g, u = _embed_batch(model, variables, inputs(padded))
-        globals_.append(np.asarray(g)[: len(batch)])
-        locals_.append(np.asarray(u)[: len(batch)])
-    return Embedded(np.concatenate(globals_), np.concatenate(locals_))
+    parts = []
+    for batch, padded in _batches(rows):
+        part = _embed_batch(model, variables, inputs(padded), fitted)
+        parts.append([np.asarray(x)[: len(batch)] for x in part])
+    return Embedded(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def mean_feature(model: BaseModel, variables, split: SplitView, limit: int = 4096) -> np.ndarray:
-    """float32 [n]: the mean global feature of a split's images (of ``limit`` evenly spaced ones, if there are more)."""
-    rows = np.unique(np.linspace(0, len(split.labels) - 1, min(limit, len(split.labels))).astype(int))
-    total = 0.0
+def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOptions) -> word_ridge.Fitted:
+    """Fits the word prior and the regions' principal directions on the base images.
+
+    Args:
+      model: the model, for its backbone.
+      variables: its parameters and batch statistics.
+      base: the images to fit on.
+      options: settings.
+    """
+    features = np.concatenate(
+        [
+            np.asarray(_global_batch(model, variables, base.inputs(p)))[: len(b)]
+            for b, p in _batches(np.arange(len(base.labels)))
+        ]
+    )
+    # A spread of images is enough for the directions: each gives as many samples as it has positions.
+    some = np.unique(np.linspace(0, len(features) - 1, 512).astype(int))
+    local = np.concatenate(
+        [np.asarray(_local_batch(model, variables, base.inputs(p)))[: len(b)] for b, p in _batches(some)]
+    )
+    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return word_ridge.fit(
+        features,
+        base.labels,
+        base.word_vectors,
+        word_ridge.principal_directions(local, mean, options.n_components),
+        classifier_regulariser=options.classifier_regulariser,
+        word_regulariser=options.word_regulariser,
+    )
+
+
+def _batches(rows: np.ndarray):
+    """(batch, the same filled up to one size with copies of its last row), so that one program serves all."""
     for start in range(0, len(rows), _EMBED_BATCH):
         batch = rows[start : start + _EMBED_BATCH]
-        total = total + embed(model, variables, split.inputs, batch).globals_.sum(axis=0, dtype=np.float64)
-    return (total / len(rows)).astype(np.float32)
+        yield batch, np.concatenate([batch, np.full(_EMBED_BATCH - len(batch), batch[-1])])
 
 
 def score_episodes(
@@ -104,7 +155,8 @@ def score_episodes(
     n_query: int,
     thresholds=(),
     lcm: LCMOptions | None = None,
-    mean: np.ndarray | None = None,
+    fitted: word_ridge.Fitted | None = None,
+    ridge: RidgeOptions | None = None,
 ) -> Scores:
     """Scores the queries of fixed episodes by every method.
 
@@ -121,7 +173,8 @@ def score_episodes(
       n_query: query images per label.
       thresholds: T values of theta for LCM; none leaves LCM out.
       lcm: how LCM runs.
-      mean: float [n], mean training feature for the centred baselines; None leaves out all baselines but Base.
+      fitted: what the methods without training take from the base images; None leaves those methods out.
+      ridge: settings of those methods.
     """
     episode_key, chance_key = jax.random.split(key)
     episodes = sample_episodes(episode_key, split.labels, n_episodes=n_episodes, n_shot=n_shot, n_query=n_query)
@@ -129,16 +182,14 @@ def score_episodes(
     rows, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
     support, query = where[: support.size].reshape(support.shape), where[support.size :].reshape(query.shape)
 
-    embedded = embed(model, variables, split.inputs, rows)
+    embedded = embed(model, variables, split.inputs, rows, fitted)
     labels, words = split.labels[rows], jnp.asarray(split.word_vectors)
     lcm = lcm or LCMOptions()
     thresholds = jnp.asarray(thresholds, jnp.float32)
     importance = np.zeros(embedded.locals_.shape[:2], np.float32)
     if len(thresholds):
         in_support = np.unique(support)
-        for start in range(0, len(in_support), _EMBED_BATCH):
-            batch = in_support[start : start + _EMBED_BATCH]
-            padded = np.concatenate([batch, np.full(_EMBED_BATCH - len(batch), batch[-1])])
+        for batch, padded in _batches(in_support):
             scores = _lcm_batch(model, variables, embedded.locals_[padded], labels[padded], words, lcm)
             importance[batch] = np.asarray(scores)[: len(batch)]
 
@@ -148,10 +199,10 @@ def score_episodes(
         # The last batch is filled up with copies of its last episode, so that one program serves all.
         batch = np.minimum(np.arange(start, start + _EPISODE_BATCH), n_episodes - 1)
         s, q = support[batch], query[batch]
-        one_mean = None if mean is None else jnp.asarray(mean)
         out, by_threshold, fraction = _score_batch(
-            model, variables, lcm.score_scaling, words, thresholds, one_mean,
-            embedded.globals_[s], embedded.locals_[s], importance[s], labels[s], embedded.globals_[q], pooled[q],
+            model, variables, lcm.score_scaling, ridge or RidgeOptions(), words, thresholds, fitted,
+            embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s],
+            embedded.globals_[q], pooled[q], embedded.regions[q],
         )  # fmt: skip
         real = min(_EPISODE_BATCH, n_episodes - start)
         for name, value in out.items():
@@ -168,14 +219,37 @@ def score_episodes(
     )
 
 
-def summarise(scores: Scores, theta_index: int) -> dict:
-    """Metrics with 95 % intervals, as ``results.json`` holds them: "methods", "paired" and "chance".
+def calibrate(scores: Scores) -> dict[str, tuple[float, float]]:
+    """Slope and intercept of ``word_ridge.probabilities`` for the methods in ``CALIBRATED``.
+
+    Args:
+      scores: of validation episodes; logistic regression on all their queries and labels.
+    """
+    y = scores.labels.ravel().astype(np.float64)
+
+    def loss(parameters, s):
+        logits = parameters[0] * s + parameters[1]
+        residual = expit(logits) - y
+        return np.mean(np.logaddexp(0, logits) - y * logits), np.array([np.mean(residual * s), np.mean(residual)])
+
+    fits = {}
+    for name in CALIBRATED:
+        s = scores.methods[name].ravel().astype(np.float64)
+        fits[name] = tuple(minimize(loss, (1.0, -2.0), (s,), jac=True, bounds=((1e-3, None), (None, None))).x.tolist())
+    return fits
+
+
+def summarise(scores: Scores, theta_index: int, calibration: dict[str, tuple[float, float]]) -> dict:
+    """Metrics with 95 % intervals, as ``results.json`` holds them: "methods", "paired", "chance", "calibration_error".
 
     Args:
       scores: of all episodes.
       theta_index: which of the thresholds is "lcm", chosen elsewhere (on validation).
+      calibration: of ``calibrate``, on validation.
     """
     every = scores.methods | {"lcm": scores.lcm[theta_index], "chance": scores.chance}
+    for name, (slope, intercept) in calibration.items():
+        every[name] = expit(slope * scores.methods[name].astype(np.float64) + intercept)
     values = {name: multilabel_metrics(value, scores.labels) for name, value in every.items()}
     summary = {name: {m: mean_and_ci95(v[m]) for m in METRICS} for name, v in values.items()}
     paired = {
@@ -183,7 +257,12 @@ def summarise(scores: Scores, theta_index: int) -> dict:
         for a, b in PAIRS
         if a in values and b in values
     }
-    return {"methods": {m: summary[m] for m in METHODS if m in summary}, "paired": paired, "chance": summary["chance"]}
+    return {
+        "methods": {m: summary[m] for m in METHODS if m in summary},
+        "paired": paired,
+        "chance": summary["chance"],
+        "calibration_error": {m: calibration_error(every[m], scores.labels) for m in METHODS if m in every},
+    }
 
 
 def results_table(results: list[dict]) -> str:
@@ -192,7 +271,7 @@ def results_table(results: list[dict]) -> str:
 
     def row(name, values, metrics=METRICS):
         cells = [f"{100 * values[m]['mean']:6.1f} ± {100 * values[m]['ci95']:3.1f}" for _, m in columns if m in metrics]
-        return f"  {name:<21}" + "  ".join(cells)
+        return f"  {name:<25}" + "  ".join(cells)
 
     lines = []
     for result in results:
@@ -201,12 +280,17 @@ def results_table(results: list[dict]) -> str:
             f"{result['dataset']}, {result['n_shot']}-shot: {result['episodes']} episodes of novel labels, "
             "%, mean ± 95 % interval over episodes"
         )
-        lines.append(f"  {'method':<21}" + "  ".join(f"{title:>12}" for title, _ in columns))
+        lines.append(f"  {'method':<25}" + "  ".join(f"{title:>12}" for title, _ in columns) + "   ECE")
         lines.append(row("chance", result["chance"], ("macro_ap", "micro_ap")))
-        lines += [row(name, values) for name, values in result["methods"].items()]
-        lines += [row(f"{pair}, paired", values) for pair, values in result["paired"].items()]
+        for name, values in result["methods"].items():
+            lines.append(row(name, values) + f"  {100 * result['calibration_error'][name]:4.1f}")
+        lines.append("  paired differences, method - method on the same episodes")
+        lines += [row(pair.replace("-", " - "), values) for pair, values in result["paired"].items()]
         lines.append(f"  lcm: theta {result['theta']['chosen']}, chosen on validation labels")
-    lines.append("  F1 at probability 0.5; prototypes are cosines through a sigmoid, so their F1 is not tuned")
+    lines.append(
+        "  F1 at probability 0.5, ECE: calibration error. Only word_ridge and region_word_ridge are calibrated,"
+    )
+    lines.append("  on support and validation labels; the F1 of the others is not tuned.")
     return "\n".join(lines)
 
 
@@ -216,9 +300,21 @@ def macro_ap(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed_batch(model, variables, inputs):
+def _embed_batch(model, variables, inputs, fitted):
     features = model.apply(variables, inputs, method="features")
-    return features.mean(axis=(1, 2)), model.apply(variables, features, method="locals")
+    flat = features.reshape(len(features), -1, features.shape[-1])
+    regions = flat[..., :0] if fitted is None else word_ridge.regions(fitted, flat)
+    return flat.mean(axis=1), model.apply(variables, features, method="locals"), regions
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _local_batch(model, variables, inputs):
+    return model.apply(variables, inputs, method="features")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _global_batch(model, variables, inputs):
+    return model.apply(variables, inputs, method="features").mean(axis=(1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -227,26 +323,38 @@ def _lcm_batch(model, variables, locals_, labels, word_vectors, options):
     return model.apply(variables, locals_, labels, words, options, method="lcm_scores")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _score_batch(model, variables, score_scaling, word_vectors, thresholds, mean, *episodes):
-    """``_score_episode`` for a batch of episodes."""
-    words = model.apply(variables, word_vectors, method="words")
-    return jax.vmap(lambda *e: _score_episode(model, variables, score_scaling, words, thresholds, mean, *e))(*episodes)
-
-
-def _score_episode(
-    model, variables, score_scaling, words, thresholds, mean, s_global, s_local, score, labels, q_global, q
-):
-    """Scores the queries of one episode.
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _score_batch(model, variables, score_scaling, ridge, word_vectors, thresholds, fitted, *episodes):
+    """All methods on a batch of episodes, whose arrays have a leading axis.
 
     Args:
-      words: [C, d], label embeddings in the joint space.
-      s_global, s_local, score, labels: of the support, [S, n], [S, L, d], LCM's raw scores [S, L], [S, C].
-      q_global, q: of the queries, [Q, n] before and [Q, d] in the joint space.
+      fitted: see ``score_episodes``.
+      *episodes: of the support, global features [S, n], locals [S, L, d_joint], regions [S, L, d], LCM's raw scores
+        [S, L] and labels [S, C]; of the queries, global features before and in the joint space, regions.
 
     Returns:
-      ({method: [Q, C]}, LCM's [T, Q, C], the kept fractions [T]).
+      ({method: [E, Q, C]}, LCM's [E, T, Q, C], the kept fractions [E, T]).
     """
+    words = model.apply(variables, word_vectors, method="words")
+
+    def trained(s_local, score, labels, q):
+        return _score_by_model(model, variables, score_scaling, words, thresholds, s_local, score, labels, q)
+
+    def closed(s_global, s_regions, labels, q_global, q_regions):
+        return _score_in_closed_form(
+            fitted, ridge, model.scale, word_vectors, s_global, s_regions, labels, q_global, q_regions
+        )
+
+    s_global, s_local, s_regions, score, labels, q_global, q, q_regions = episodes
+    out, by_threshold, kept = jax.vmap(trained)(s_local, score, labels, q)
+    if fitted is not None:
+        # Not vmapped: the region kernel's blocks fit the cache one episode at a time.
+        out |= jax.lax.map(lambda e: closed(*e), (s_global, s_regions, labels, q_global, q_regions))
+    return out, by_threshold, kept
+
+
+def _score_by_model(model, variables, score_scaling, words, thresholds, s_local, score, labels, q):
+    """The trained model on one episode, by words alone, with all regions, and with those that LCM keeps."""
 
     def classify(prototypes):
         return jax.nn.sigmoid(cosine_logits(q, prototypes, model.scale))
@@ -256,10 +364,25 @@ def _score_episode(
     by_variant = jax.vmap(lambda k: classify(model.apply(variables, s_local, labels, words, k, method="prototypes")))(
         variants
     )
-    out = {"zero_shot": classify(words), "base": by_variant[0]}
-    if mean is not None:
-        centred, q_centred = unit(s_global - mean), unit(q_global - mean)
-        out["prototypes"] = closed_form.prototypes(s_global, labels, q_global, scale=model.scale)
-        out["prototypes_centered"] = closed_form.prototypes(centred, labels, q_centred, scale=model.scale)
-        out["ridge"] = closed_form.ridge(centred, labels, q_centred)
-    return out, by_variant[1:], keep.mean(axis=(1, 2))
+    return {"zero_shot": classify(words), "base": by_variant[0]}, by_variant[1:], keep.mean(axis=(1, 2))
+
+
+def _score_in_closed_form(fitted, ridge, scale, word_vectors, s_global, s_regions, labels, q_global, q_regions):
+    """The methods without training on one episode."""
+    centred, q_centred = unit(s_global - fitted.mean), unit(q_global - fitted.mean)
+    by_words = word_ridge.word_ridge(
+        fitted, s_global, labels, q_global, word_vectors, beta=ridge.beta, regulariser=ridge.regulariser
+    )
+    by_regions = word_ridge.region_word_ridge(
+        fitted,
+        *(s_global, s_regions, labels, q_global, q_regions, word_vectors),
+        beta=ridge.beta,
+        regulariser=ridge.region_regulariser,
+    )
+    return {
+        "prototypes": closed_form.prototypes(s_global, labels, q_global, scale=scale),
+        "prototypes_centered": closed_form.prototypes(centred, labels, q_centred, scale=scale),
+        "ridge": closed_form.ridge(centred, labels, q_centred),
+        "word_ridge": word_ridge.standardised(by_words, labels),
+        "region_word_ridge": word_ridge.standardised(by_regions, labels),
+    }

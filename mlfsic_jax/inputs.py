@@ -29,12 +29,14 @@ class Inputs(NamedTuple):
     Attributes:
       model: the model, with its backbone where that is trained.
       splits: "train", "validation", "novel" -> ``SplitView``.
+      base: the images and labels that the closed-form model is fitted on.
       pretrained: variables of the backbone to start from, where it is trained from published weights, else None.
       identity: what the results depend on besides the config: hashes of data, weights and word vectors.
     """
 
     model: BaseModel
     splits: dict[str, SplitView]
+    base: SplitView
     pretrained: dict | None
     identity: dict[str, str]
 
@@ -99,21 +101,25 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
             dataset, **where, row_shape=row_shape, dtype="float16", made_from=made_from, compute=forward
         )
 
-    splits = {}
-    for name, split in usable_splits(dataset, cache).items():
-        splits[name] = SplitView(
-            inputs=lambda rows, images=split.images: cache.values[images[rows]],
-            labels=dataset.labels[np.ix_(split.images, split.labels)],
-            word_vectors=words[split.labels],
-            label_names=tuple(dataset.label_names[c] for c in split.labels),
+    def view(images: np.ndarray, labels: np.ndarray) -> SplitView:
+        return SplitView(
+            inputs=lambda rows: cache.values[images[rows]],
+            labels=dataset.labels[np.ix_(images, labels)],
+            word_vectors=words[labels],
+            label_names=tuple(dataset.label_names[c] for c in labels),
         )
+
+    usable = usable_splits(dataset, cache)
+    splits = {name: view(split.images, split.labels) for name, split in usable.items()}
+    fit_on = [usable[name] for name in config.ridge.fit_on]
+    base = view(*(np.concatenate(parts) for parts in ([s.images for s in fit_on], [s.labels for s in fit_on])))
     model = BaseModel(**config.model, backbone=photo_backbone if config.train_backbone else None)
     identity = {
         "dataset": dataset.fingerprint,
         "weights": weights_hash,
         "word_vectors": hashlib.sha256(np.ascontiguousarray(words).tobytes()).hexdigest(),
     }
-    return Inputs(model, splits, weights if config.train_backbone else None, identity)
+    return Inputs(model, splits, base, weights if config.train_backbone else None, identity)
 
 
 def _report_missing(config: ml_collections.ConfigDict, prepared_dir: str) -> None:

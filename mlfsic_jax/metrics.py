@@ -98,6 +98,20 @@ def multilabel_metrics(scores, labels, *, threshold: float = 0.5) -> dict:
     return {name: result[name] if scores.ndim > 2 else float(result[name]) for name in METRICS}
 
 
+def calibration_error(probabilities, labels, bins: int = 15) -> float:
+    """Expected calibration error: |mean probability - share of positives| over bins of equal width, weighed by size.
+
+    Args:
+      probabilities: float, any shape; clipped to [0, 1].
+      labels: 0/1 or bool, the same shape.
+      bins: their number.
+    """
+    p, y = np.clip(np.ravel(probabilities), 0, 1).astype(np.float64), np.ravel(labels)
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, p, bins) - np.bincount(which, y, bins)
+    return float(np.abs(gaps).sum() / len(p))
+
+
 def mean_and_ci95(values: np.ndarray) -> dict[str, float]:
     """Mean over episodes and the half-width of its 95 % interval, 1.96 standard errors.
 

@@ -240,17 +240,18 @@ def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
         thresholds=thresholds,
         lcm=lcm_options(config),
     )
+    ridge = evaluate.RidgeOptions(**{name: config.ridge[name] for name in evaluate.RidgeOptions._fields})
+    score = functools.partial(score, ridge=ridge, fitted=evaluate.fit_ridge(run.model, variables, run.base, ridge))
     sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
     chosen = int(np.argmax(on_validation))
-    mean = evaluate.mean_feature(run.model, variables, run.splits["train"])
-    novel = score(run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes, mean=mean)
+    novel = score(run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes)
     return {
         "config": config.to_dict(),
         "dataset": config.data.name,
         "episodes": config.eval.episodes,
         "n_shot": n_shot,
-        **evaluate.summarise(novel, chosen),
+        **evaluate.summarise(novel, chosen, evaluate.calibrate(sweep)),
         "theta": {
             "chosen": thresholds[chosen],
             "base_validation_macro_ap": evaluate.macro_ap(sweep.methods["base"], sweep.labels),

@@ -1,8 +1,8 @@
 """Our own model: ridge regression in closed form with a word prior, on global features or with a region kernel.
 
-Fit once on base images (``fit``), then a pure function of an episode (``word_ridge``, ``region_word_ridge``): no training
-loop, no threshold on regions, labels it has never seen. Notation: x are centred unit global features, z centred local
-features, y the support's labels, w word vectors.
+Fit once on base images (``fit``), then a pure function of an episode (``word_ridge``, ``region_word_ridge``): no
+training loop, no threshold on regions, labels it has never seen. Notation: x are centred unit global features, z
+centred local features, y the support's labels, w word vectors.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def regions(fitted: Fitted, local_features):
 def region_kernel(a, b):
     """How well the regions of two images match: (k1 + k2) / 2.
 
-    With lengths r = |z| and directions u = z / r: k1 is the mean, weighted by r, over the regions of either image of the
-    best match in the other; k2 the normalised h(i, j) = sum_lm v_il v_jm max(0, u_il . u_jm)^2, v = r^2 / sum r^2.
+    With lengths r = |z| and directions u = z / r: k1 is the mean, weighted by r, over the regions of either image of
+    the best match in the other; k2 the normalised h(i, j) = sum_lm v_il v_jm max(0, u_il . u_jm)^2, v = r^2 / sum r^2.
 
     Args:
       a: float [I, L, d], centred local features z.
@@ -212,9 +212,9 @@ def region_kernel(a, b):
 def probabilities(prediction: Prediction, labels, slope: float, intercept: float):
     """Calibrated probabilities of the queries: sigmoid(slope (s - m_c) / d + intercept).
 
-    m_c is the mean left-out score of the support images without label c, drawn towards the mean over all labels as far as
-    they are few, and d the spread of those scores about m_c. Two numbers, ``slope`` and ``intercept``, hold for all labels;
-    they are fitted on validation episodes.
+    m_c is the mean left-out score of the support images without label c, drawn towards the mean over all labels as far
+    as they are few, and d the spread of those scores about m_c. Two numbers, ``slope`` and ``intercept``, hold for all
+    labels; they are fitted on validation episodes.
 
     Args:
       prediction: of ``word_ridge`` or ``region_word_ridge``.
@@ -241,8 +241,8 @@ def standardised(prediction: Prediction, labels):
 def _kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) -> Prediction:
     """p(q) + k(q, S) (K + lambda I)^-1 (T - mean T) with T = y - p(S), and the same for each support image left out.
 
-    Leaving image i out in closed form: a ridge fit to targets t predicts t_i - [G^-1 t]_i / [G^-1]_ii at i without having
-    seen it, G = K + lambda I. As the prediction is linear in t, so is the centring by the mean of the others.
+    Leaving image i out in closed form: a ridge fit to targets t predicts t_i - [G^-1 t]_i / [G^-1]_ii at i without
+    having seen it, G = K + lambda I. As the prediction is linear in t, so is the centring by the mean of the others.
     """
     s = len(kernel)
     inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
