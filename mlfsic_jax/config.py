@@ -61,6 +61,8 @@ def default() -> ml_collections.ConfigDict:
     config.ridge.classifier_regulariser = 300.0
     config.ridge.word_regulariser = 0.1
     config.ridge.n_components = 320  # directions in which regions are compared
+    config.ridge.variants = False  # also evaluate ways of joining it with the trained model
+    config.ridge.variants_threshold = 0.53  # theta of their LCM
     config.ridge.fit_on = ("train",)  # with "validation" too, for deployment: then nothing is left to choose on
 
     config.train = ml_collections.ConfigDict()

@@ -24,8 +24,14 @@ METHODS = (
     *("zero_shot", "prototypes", "prototypes_centered", "ridge", "word_ridge", "region_word_ridge"),
     *("base", "lcm"),
 )
-CALIBRATED = ("word_ridge", "region_word_ridge")
-PAIRS = (("lcm", "base"), ("word_ridge", "ridge"), ("region_word_ridge", "ridge"))
+# Ways of joining the trained model and the closed-form one: the regions that LCM keeps as the kernel's regions of the
+# support, and the trained prototypes in the place of the word prior.
+VARIANTS = ("region_word_ridge_lcm", "base_ridge", "lcm_ridge")
+CALIBRATED = ("word_ridge", "region_word_ridge", *VARIANTS)
+PAIRS = (
+    *(("lcm", "base"), ("word_ridge", "ridge"), ("region_word_ridge", "ridge")),
+    *(("region_word_ridge_lcm", "region_word_ridge"), ("base_ridge", "word_ridge"), ("lcm_ridge", "word_ridge")),
+)
 _EMBED_BATCH = 64
 _EPISODE_BATCH = 4
 
@@ -69,6 +75,8 @@ class RidgeOptions(NamedTuple):
     classifier_regulariser: float = 300.0
     word_regulariser: float = 0.1
     n_components: int = 320
+    variants: bool = False  # also run VARIANTS, LCM at ``variants_threshold``
+    variants_threshold: float = 0.53
 
 
 class Scores(NamedTuple):
@@ -233,7 +241,7 @@ def calibrate(scores: Scores) -> dict[str, tuple[float, float]]:
         return np.mean(np.logaddexp(0, logits) - y * logits), np.array([np.mean(residual * s), np.mean(residual)])
 
     fits = {}
-    for name in CALIBRATED:
+    for name in (name for name in CALIBRATED if name in scores.methods):
         s = scores.methods[name].ravel().astype(np.float64)
         fits[name] = tuple(minimize(loss, (1.0, -2.0), (s,), jac=True, bounds=((1e-3, None), (None, None))).x.tolist())
     return fits
@@ -258,10 +266,12 @@ def summarise(scores: Scores, theta_index: int, calibration: dict[str, tuple[flo
         if a in values and b in values
     }
     return {
-        "methods": {m: summary[m] for m in METHODS if m in summary},
+        "methods": {m: summary[m] for m in (*METHODS, *VARIANTS) if m in summary},
         "paired": paired,
         "chance": summary["chance"],
-        "calibration_error": {m: calibration_error(every[m], scores.labels) for m in METHODS if m in every},
+        "calibration_error": {
+            m: calibration_error(every[m], scores.labels) for m in (*METHODS, *VARIANTS) if m in every
+        },
     }
 
 
@@ -340,6 +350,12 @@ def _score_batch(model, variables, score_scaling, ridge, word_vectors, threshold
     def trained(s_local, score, labels, q):
         return _score_by_model(model, variables, score_scaling, words, thresholds, s_local, score, labels, q)
 
+    def joined(s_global, s_local, s_regions, score, labels, q_global, q, q_regions):
+        return _score_joined(
+            *(model, variables, score_scaling, fitted, ridge, words, word_vectors),
+            *(s_global, s_local, s_regions, score, labels, q_global, q, q_regions),
+        )
+
     def closed(s_global, s_regions, labels, q_global, q_regions):
         return _score_in_closed_form(
             fitted, ridge, model.scale, word_vectors, s_global, s_regions, labels, q_global, q_regions
@@ -350,6 +366,8 @@ def _score_batch(model, variables, score_scaling, ridge, word_vectors, threshold
     if fitted is not None:
         # Not vmapped: the region kernel's blocks fit the cache one episode at a time.
         out |= jax.lax.map(lambda e: closed(*e), (s_global, s_regions, labels, q_global, q_regions))
+        if ridge.variants:
+            out |= jax.lax.map(lambda e: joined(*e), episodes)
     return out, by_threshold, kept
 
 
@@ -386,3 +404,28 @@ def _score_in_closed_form(fitted, ridge, scale, word_vectors, s_global, s_region
         "word_ridge": word_ridge.standardised(by_words, labels),
         "region_word_ridge": word_ridge.standardised(by_regions, labels),
     }
+
+
+def _score_joined(
+    model, variables, score_scaling, fitted, ridge, words, word_vectors, s_global, s_local, s_regions, score, labels,
+    q_global, q, q_regions,
+):  # fmt: skip
+    """``VARIANTS`` on one episode."""
+    keep = select_positions(score, ridge.variants_threshold, scale=model.scale, score_scaling=score_scaling)
+    by_regions = word_ridge.region_word_ridge(
+        fitted,
+        *(s_global, s_regions, labels, q_global, q_regions, word_vectors),
+        keep=keep,
+        beta=ridge.beta,
+        regulariser=ridge.region_regulariser,
+    )
+    out = {"region_word_ridge_lcm": word_ridge.standardised(by_regions, labels)}
+    for name, kept in (("base_ridge", jnp.ones_like(keep)), ("lcm_ridge", keep)):
+        prototypes = model.apply(variables, s_local, labels, words, kept, method="prototypes")
+        prior, q_prior = (
+            word_ridge.centred_prior(cosine_logits(x, prototypes, 1.0), ridge.beta) for x in (s_local.mean(axis=1), q)
+        )
+        x, q_x = unit(s_global - fitted.mean), unit(q_global - fitted.mean)
+        by_prototypes = word_ridge.kernel_ridge(x @ x.T, q_x @ x.T, prior, q_prior, labels, ridge.regulariser)
+        out[name] = word_ridge.standardised(by_prototypes, labels)
+    return out

@@ -106,7 +106,11 @@ def word_prior(fitted: Fitted, x, word_vectors, beta: float):
       float [I, C].
     """
     classifiers = unit(word_vectors) @ fitted.words.T @ fitted.mapping + fitted.offset
-    logits = x @ classifiers.T
+    return centred_prior(x @ classifiers.T, beta)
+
+
+def centred_prior(logits, beta: float):
+    """beta (logit - mean logit over the episode's labels): float [I, C] -> [I, C]."""
     return beta * (logits - logits.mean(axis=1, keepdims=True))
 
 
@@ -126,7 +130,7 @@ def word_ridge(
     """
     x, x_query = unit(support - fitted.mean), unit(query - fitted.mean)
     prior, prior_query = (word_prior(fitted, a, word_vectors, beta) for a in (x, x_query))
-    return _kernel_ridge(x @ x.T, x_query @ x.T, prior, prior_query, labels, regulariser)
+    return kernel_ridge(x @ x.T, x_query @ x.T, prior, prior_query, labels, regulariser)
 
 
 def region_word_ridge(
@@ -163,7 +167,7 @@ def region_word_ridge(
     n_support = len(support_regions)
     kernel = region_kernel(jnp.concatenate([support_regions, query_regions]), support_regions)
     on_support = (kernel[:n_support] + kernel[:n_support].T) / 2
-    return _kernel_ridge(on_support, kernel[n_support:], prior, prior_query, labels, regulariser)
+    return kernel_ridge(on_support, kernel[n_support:], prior, prior_query, labels, regulariser)
 
 
 def regions(fitted: Fitted, local_features):
@@ -238,11 +242,19 @@ def standardised(prediction: Prediction, labels):
     return (prediction.query - centre) / jnp.maximum(spread, 1e-6)
 
 
-def _kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) -> Prediction:
+def kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) -> Prediction:
     """p(q) + k(q, S) (K + lambda I)^-1 (T - mean T) with T = y - p(S), and the same for each support image left out.
 
     Leaving image i out in closed form: a ridge fit to targets t predicts t_i - [G^-1 t]_i / [G^-1]_ii at i without
     having seen it, G = K + lambda I. As the prediction is linear in t, so is the centring by the mean of the others.
+
+    Args:
+      kernel: float [S, S], of the support.
+      kernel_query: float [Q, S].
+      prior: float [S, C], p of the support.
+      prior_query: float [Q, C].
+      labels: 0/1 [S, C].
+      regulariser: lambda.
     """
     s = len(kernel)
     inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))

@@ -2,13 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from mlfsic_jax import evaluate, lcm_select, multilabel_metrics
+from mlfsic_jax import evaluate, lcm_select, multilabel_metrics, word_ridge
 from mlfsic_jax.episodes import sample_episodes
 from mlfsic_jax.models import BaseModel
 
 N, C, D_W = 150, 3, 5
 THRESHOLDS = (0.5, 0.53, 0.6)
+RIDGE = evaluate.RidgeOptions(n_components=6, variants=True, variants_threshold=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -20,53 +22,71 @@ def setting():
     split = evaluate.SplitView(lambda rows: features[rows], labels, words, ("a", "b", "c"))
     model = BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4)
     one, y = jnp.zeros((1, 2, 2, 6)), jnp.ones((1, C))
-    variables = model.init(jax.random.key(1), one, one, y, y, words)
-    return model, variables, split, features
+    variables = jax.jit(model.init)(jax.random.key(1), one, one, y, y, words)
+    return model, variables, split, features, evaluate.fit_ridge(model, variables, split, RIDGE)
 
 
 def scores_of(setting, n_episodes=5, **options):
-    model, variables, split, features = setting
-    options = {"thresholds": THRESHOLDS, "mean": features.astype(np.float32).mean((0, 1, 2))} | options
+    model, variables, split, _, fitted = setting
+    options = {"thresholds": THRESHOLDS, "fitted": fitted, "ridge": RIDGE} | options
     return evaluate.score_episodes(
         model, variables, split, key=jax.random.key(7), n_episodes=n_episodes, n_shot=2, n_query=3, **options
     )
 
 
+def unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def classify(queries, prototypes):
+    return 1 / (1 + np.exp(-10 * unit(np.asarray(queries)) @ unit(np.asarray(prototypes)).T))
+
+
 def test_every_method_equals_the_same_episode_done_by_hand(setting):
-    model, variables, split, features = setting
+    model, variables, split, features, fitted = setting
     scores = scores_of(setting)
     episodes = sample_episodes(jax.random.split(jax.random.key(7))[0], split.labels, n_episodes=5, n_shot=2, n_query=3)
-    bound = model.bind(variables)
-    words = bound.words(split.word_vectors)
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    kernels = {name: np.asarray(layer["kernel"]) for name, layer in variables["params"]["joint"].items()}
+    words = split.word_vectors @ kernels["a_text"]
+    prototypes = jax.jit(lambda u, y, keep: model.apply(variables, u, y, words, keep, method="prototypes"))
+    f = features.astype(np.float32).reshape(N, 4, 6)
+    mean = f.mean((0, 1))
     for e, (s, q) in enumerate(zip(*map(np.asarray, episodes), strict=True)):
-        f = features.astype(np.float32)
         y = split.labels[s]
         np.testing.assert_array_equal(scores.labels[e], split.labels[q])
-        u = np.asarray(bound.locals(f[s]))
-        pooled = np.asarray(bound.locals(f[q])).mean(1)
-        classify = lambda p, pooled=pooled: sigmoid(10 * unit(pooled) @ unit(np.asarray(p)).T)  # noqa: E731
-        g_s, g_q = f[s].mean((1, 2)), f[q].mean((1, 2))
-        mean = f.mean((0, 1, 2))
+        u, pooled = f[s] @ kernels["a_visual"], (f[q] @ kernels["a_visual"]).mean(1)
+        g_s, g_q = f[s].mean(1), f[q].mean(1)
         x_s, x_q = unit(g_s - mean), unit(g_q - mean)
-        means = lambda x, y=y: np.stack([x[y[:, c]].mean(0) for c in range(C)])  # noqa: E731
         coefficients = np.linalg.solve(x_s.T @ x_s + np.eye(6), x_s.T @ (y - y.mean(0)))
+        everything = np.ones((len(s), 4), bool)
+        keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=0.6).keep
+        keep = np.asarray(keep).reshape(len(s), -1)
+        z_s, z_q = word_ridge.regions(fitted, f[s]), word_ridge.regions(fitted, f[q])
+        w = split.word_vectors
         expected = {
-            "zero_shot": classify(words),
-            "base": classify(bound.prototypes(u, y, words)),
-            "prototypes": sigmoid(10 * unit(g_q) @ unit(means(g_s)).T),
-            "prototypes_centered": sigmoid(10 * unit(x_q) @ unit(means(x_s)).T),
+            "zero_shot": classify(pooled, words),
+            "base": classify(pooled, prototypes(u, y, everything)),
+            "prototypes": classify(g_q, [g_s[y[:, c]].mean(0) for c in range(C)]),
+            "prototypes_centered": classify(x_q, [x_s[y[:, c]].mean(0) for c in range(C)]),
             "ridge": x_q @ coefficients + y.mean(0),
         }
+        predictions = {
+            "word_ridge": word_ridge.word_ridge(fitted, g_s, y, g_q, w),
+            "region_word_ridge": word_ridge.region_word_ridge(fitted, g_s, z_s, y, g_q, z_q, w),
+            "region_word_ridge_lcm": word_ridge.region_word_ridge(fitted, g_s, z_s, y, g_q, z_q, w, keep=keep),
+        }
+        for name, kept in (("base_ridge", everything), ("lcm_ridge", keep)):
+            p = unit(np.asarray(prototypes(u, y, kept)))
+            priors = [0.5 * (c - c.mean(1, keepdims=True)) for c in (unit(u.mean(1)) @ p.T, unit(pooled) @ p.T)]
+            predictions[name] = word_ridge.kernel_ridge(x_s @ x_s.T, x_q @ x_s.T, *priors, y, 1.0)
+        expected |= {name: word_ridge.standardised(p, y) for name, p in predictions.items()}
         assert set(scores.methods) == set(expected)
         for name, value in expected.items():
-            # float32 sums in another order; logits up to 10
-            np.testing.assert_allclose(scores.methods[name][e], value, atol=2e-5, err_msg=name)
+            # float32 sums in another order; logits up to 10, standardised scores divided by a spread of about 0.1
+            np.testing.assert_allclose(scores.methods[name][e], value, atol=2e-4, err_msg=name)
         for t, threshold in enumerate(THRESHOLDS):
-            kernel = variables["params"]["joint"]["a_visual"]["kernel"]
-            keep = lcm_select(f[s], y, words, projection=kernel, threshold=threshold).keep
-            value = classify(bound.prototypes(u, y, words, keep.reshape(len(s), -1)))
+            keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=threshold).keep
+            value = classify(pooled, prototypes(u, y, np.asarray(keep).reshape(len(s), -1)))
             np.testing.assert_allclose(scores.lcm[t, e], value, atol=2e-5)
 
 
@@ -82,31 +102,44 @@ def test_the_same_key_gives_the_same_episodes_for_any_number_of_them(setting):
     np.testing.assert_allclose(few.methods["base"], many.methods["base"][:3], atol=1e-6)  # batched differently
 
 
-def test_without_mean_and_thresholds_only_base_and_words(setting):
-    scores = scores_of(setting, thresholds=(), mean=None)
+def test_without_base_images_and_thresholds_only_base_and_words(setting):
+    scores = scores_of(setting, thresholds=(), fitted=None)
     assert set(scores.methods) == {"base", "zero_shot"} and scores.lcm.shape[0] == 0
 
 
 def test_embedding_in_batches_keeps_order(setting):
-    model, variables, split, features = setting
+    model, variables, split, features, fitted = setting
     rows = np.random.default_rng(1).permutation(N)
-    embedded = evaluate.embed(model, variables, split.inputs, rows)
+    embedded = evaluate.embed(model, variables, split.inputs, rows, fitted)
     # float32 means of halves
     np.testing.assert_allclose(embedded.globals_, features[rows].astype(np.float32).mean((1, 2)), atol=1e-6)
-    assert embedded.locals_.shape == (N, 4, 8)
+    assert embedded.locals_.shape == (N, 4, 8) and embedded.regions.shape == (N, 4, 6)
 
 
-def test_mean_feature(setting):
-    model, variables, split, features = setting
-    everything = evaluate.mean_feature(model, variables, split)
-    np.testing.assert_allclose(everything, features.astype(np.float64).mean((0, 1, 2)), atol=1e-6)
-    assert np.isfinite(evaluate.mean_feature(model, variables, split, limit=7)).all()
+def test_the_fit_is_on_all_base_images(setting):
+    _, _, split, features, fitted = setting
+    globals_ = features.astype(np.float64).mean((1, 2))
+    np.testing.assert_allclose(fitted.mean, globals_.mean(0), atol=1e-6)
+    direct = word_ridge.fit(globals_, split.labels, split.word_vectors, fitted.components)
+    np.testing.assert_allclose(fitted.mapping, direct.mapping, atol=1e-4)
+
+
+def test_calibration_is_logistic_regression(setting):
+    scores = scores_of(setting, 20)
+    slope, intercept = evaluate.calibrate(scores)["word_ridge"]
+    s = scores.methods["word_ridge"].ravel()
+    reference = LogisticRegression(C=np.inf).fit(s[:, None], scores.labels.ravel())
+    # two optimisers, each stops when its loss hardly falls
+    np.testing.assert_allclose(
+        [slope, intercept], [max(reference.coef_[0, 0], 1e-3), reference.intercept_[0]], atol=5e-3
+    )
 
 
 def test_summary_and_table(setting):
     scores = scores_of(setting, 8)
-    summary = evaluate.summarise(scores, 2)
-    assert tuple(summary["methods"]) == evaluate.METHODS
+    summary = evaluate.summarise(scores, 2, {name: (1.0, -1.0) for name in evaluate.CALIBRATED})
+    assert tuple(summary["methods"]) == (*evaluate.METHODS, *evaluate.VARIANTS)
+    assert 0 < summary["calibration_error"]["region_word_ridge"] < 1
     lcm = multilabel_metrics(scores.lcm[2], scores.labels)["micro_f1"]
     base = multilabel_metrics(scores.methods["base"], scores.labels)["micro_f1"]
     entry = summary["paired"]["lcm-base"]["micro_f1"]
@@ -114,6 +147,6 @@ def test_summary_and_table(setting):
     np.testing.assert_allclose(entry["ci95"], 1.96 * np.std(lcm - base, ddof=1) / np.sqrt(8))
     result = {"dataset": "made_up", "n_shot": 2, "episodes": 8, "theta": {"chosen": 0.6}, **summary}
     table = evaluate.results_table([result])
-    for name in (*evaluate.METHODS, "chance", "lcm-base, paired", "made_up, 2-shot"):
+    for name in (*evaluate.METHODS, "chance", "lcm - base", "made_up, 2-shot"):
         assert name in table
     assert f"{100 * summary['methods']['base']['macro_ap']['mean']:.1f}" in table

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 
-from mlfsic_jax.metrics import METRICS, average_precision, mean_and_ci95, multilabel_metrics
+from mlfsic_jax.metrics import METRICS, average_precision, calibration_error, mean_and_ci95, multilabel_metrics
 
 # Everything is float64, and the sums are short: only the order of additions differs.
 TOLERANCE = 1e-12
@@ -195,3 +195,15 @@ def test_mean_and_ci95():
     # Standard deviation of 1 2 3 4 with n - 1: sqrt(5 / 3); standard error sqrt(5 / 3) / 2.
     assert mean_and_ci95([1, 2, 3, 4]) == {"mean": 2.5, "ci95": pytest.approx(1.96 * np.sqrt(5 / 12), rel=1e-12)}
     assert mean_and_ci95(np.full(5, 0.25)) == {"mean": 0.25, "ci95": 0.0}
+
+
+def test_calibration_error():
+    rng = np.random.default_rng(0)
+    p, y = rng.random(500) * 1.2 - 0.1, rng.random(500) < 0.4
+    error = 0.0
+    for b in range(15):
+        inside = [i for i in range(500) if min(int(min(max(p[i], 0), 1) * 15), 14) == b]
+        if inside:
+            error += len(inside) / 500 * abs(np.clip(p[inside], 0, 1).mean() - y[inside].mean())
+    np.testing.assert_allclose(calibration_error(p.reshape(50, 10), y.reshape(50, 10)), error)
+    assert calibration_error(y.astype(float), y) == 0

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from mlfsic_jax import word_ridge
 from mlfsic_jax.baselines import closed_form
 
-I, B, C, S, Q, L, N, DW = 60, 5, 3, 7, 6, 4, 8, 4
+IMAGES, B, C, S, Q, L, N, DW = 60, 5, 3, 7, 6, 4, 8, 4
 # float32 against float64 loops; values are of order one, systems well conditioned by their regulariser
 close = functools.partial(np.testing.assert_allclose, atol=1e-4)
 
@@ -23,7 +23,7 @@ def unit(x):
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
-    base = {"local": np.abs(rng.normal(size=(I, L, N))), "labels": rng.random((I, B)) < 0.4}
+    base = {"local": np.abs(rng.normal(size=(IMAGES, L, N))), "labels": rng.random((IMAGES, B)) < 0.4}
     base["words"] = rng.normal(size=(B, DW))
     episode = {"support": np.abs(rng.normal(size=(S, L, N))), "query": np.abs(rng.normal(size=(Q, L, N)))}
     labels = rng.random((S, C)) < 0.4
@@ -70,9 +70,9 @@ def by_hand(case, *, beta, kernel, regulariser):
     left_out = np.zeros((S, C))
     for i in range(S):
         others = np.arange(S) != i
-        left_out[i] = scores(
-            support[others], labels[others].astype(float), prior(support[others]), support[i : i + 1]
-        )[0]
+        left_out[i] = scores(support[others], labels[others].astype(float), prior(support[others]), support[i : i + 1])[
+            0
+        ]
     return full, left_out
 
 
@@ -112,7 +112,9 @@ def predict(case, method, fitted, **options):
     )
 
 
-@pytest.mark.parametrize("method, kernel, regulariser", [("word_ridge", linear, 1.0), ("region_word_ridge", match, 0.3)])
+@pytest.mark.parametrize(
+    "method, kernel, regulariser", [("word_ridge", linear, 1.0), ("region_word_ridge", match, 0.3)]
+)
 @pytest.mark.parametrize("beta", [0.5, 0.0])
 def test_scores_and_left_out_scores(case, method, kernel, regulariser, beta):
     prediction = predict(case, method, fitted_of(case[0]), beta=beta)
@@ -133,7 +135,7 @@ def test_without_prior_it_is_the_ridge_row(case):
 
 
 def test_the_meaning_of_words_matters(case):
-    _, _, labels, words = case
+    words = case[3]
     fitted = fitted_of(case[0])
     changed = (*case[:3], words[::-1])
     a, b = (np.asarray(predict(c, "word_ridge", fitted).query) for c in (case, changed))
