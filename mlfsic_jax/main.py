@@ -1,21 +1,19 @@
-"""Train and evaluate.
-
-python -m mlfsic_jax.main --config=configs/demo.py [--config.FIELD=VALUE ...] [--workdir=DIR]
-"""
+"""Train and evaluate: python -m mlfsic_jax.main --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mlfsic_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a file of configs/, see README")
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, see README")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept; short for --config.workdir")
 
 
@@ -36,24 +34,25 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def main(argv: list[str]) -> None:
-    """Parsed flags in, one call out."""
+def run_config(command: Callable[[ConfigDict], object]) -> None:
+    """Calls ``command`` with the flags' config; a user's mistake ends in one line, an interruption too."""
     config = _CONFIG.value
-    if _WORKDIR.value:
-        config.workdir = _WORKDIR.value
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter
-    import jax
-
-    from mlfsic_jax.train import train_and_evaluate
-
+    config.workdir = _WORKDIR.value or config.workdir
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
     try:
-        train_and_evaluate(config, config.workdir)
+        command(config)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted: the same command goes on from the last checkpoint in {config.workdir}")
+
+
+def main(_: list[str]) -> None:
+    """Trains and evaluates."""
+    from mlfsic_jax.train import train_and_evaluate  # not at the top: a mistyped flag is told at once
+
+    run_config(lambda config: train_and_evaluate(config, config.workdir))
 
 
 if __name__ == "__main__":

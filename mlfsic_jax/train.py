@@ -134,6 +134,11 @@ def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
     return LCMOptions(config.lcm.steps, config.lcm.step_size, config.lcm.momentum, config.lcm.score_scaling)
 
 
+def ridge_options(config: ml_collections.ConfigDict) -> evaluate.RidgeOptions:
+    """The fields of ``config.ridge`` that say how the closed-form model works."""
+    return evaluate.RidgeOptions(**{name: config.ridge[name] for name in evaluate.RidgeOptions._fields})
+
+
 def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
     """Trains the model for one shot count, or goes on where its last checkpoint stands.
 
@@ -240,7 +245,7 @@ def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
         thresholds=thresholds,
         lcm=lcm_options(config),
     )
-    ridge = evaluate.RidgeOptions(**{name: config.ridge[name] for name in evaluate.RidgeOptions._fields})
+    ridge = ridge_options(config)
     score = functools.partial(score, ridge=ridge, fitted=evaluate.fit_ridge(run.model, variables, run.base, ridge))
     sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
