@@ -26,6 +26,8 @@ def track(iterable: Iterable[Item], *, total: int, description: str, unit: str) 
       An iterator over the same items. On a terminal it shows a bar with rate and time left; otherwise it prints one
       line at the start, one at most every 20 s, and one at the end.
     """
+    if total == 0:
+        return iter(iterable)
     if sys.stderr.isatty():
         return iter(tqdm(iterable, total=total, desc=description, unit=f" {unit}", dynamic_ncols=True))
     return _track_with_lines(iterable, total, description, unit)

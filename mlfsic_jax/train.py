@@ -157,7 +157,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
-        print(f"{n_shot}-shot: continuing at epoch {latest // per_epoch} of {config.train.epochs}")
+        print(f"{n_shot}-shot: continuing at epoch {latest // per_epoch} of {config.train.epochs}", flush=True)
     log = _MetricsLog(workdir / "metrics.jsonl", n_shot, after_step=latest or 0)
 
     step = functools.partial(
@@ -168,14 +168,9 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         lcm=lcm_options(config) if config.lcm.during_training else None,
         threshold=config.lcm.training_threshold,
     )
-    first = (latest or 0) // per_epoch
+    epochs = range((latest or 0) // per_epoch, config.train.epochs)
     losses = []
-    for epoch in track(
-        range(first, config.train.epochs),
-        total=config.train.epochs - first,
-        description=f"training, {n_shot}-shot",
-        unit="epochs",
-    ):
+    for epoch in track(epochs, total=len(epochs), description=f"training, {n_shot}-shot", unit="epochs"):
         episodes = sample_episodes(
             jax.random.fold_in(keys[_EPISODES], epoch),
             split.labels,
