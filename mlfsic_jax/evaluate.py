@@ -281,8 +281,9 @@ def results_table(results: list[dict]) -> str:
 
     def row(name, values, metrics=METRICS):
         cells = [f"{100 * values[m]['mean']:6.1f} ± {100 * values[m]['ci95']:3.1f}" for _, m in columns if m in metrics]
-        return f"  {name:<25}" + "  ".join(cells)
+        return f"  {name:<{width}}" + "  ".join(cells)
 
+    width = max(len(name) + 4 for result in results for name in (*result["methods"], *result["paired"]))
     lines = []
     for result in results:
         lines.append("")
@@ -290,7 +291,7 @@ def results_table(results: list[dict]) -> str:
             f"{result['dataset']}, {result['n_shot']}-shot: {result['episodes']} episodes of novel labels, "
             "%, mean ± 95 % interval over episodes"
         )
-        lines.append(f"  {'method':<25}" + "  ".join(f"{title:>12}" for title, _ in columns) + "   ECE")
+        lines.append(f"  {'method':<{width}}" + "  ".join(f"{title:>12}" for title, _ in columns) + "   ECE")
         lines.append(row("chance", result["chance"], ("macro_ap", "micro_ap")))
         for name, values in result["methods"].items():
             lines.append(row(name, values) + f"  {100 * result['calibration_error'][name]:4.1f}")
