@@ -70,7 +70,7 @@ def sample_episode(key: jax.Array, labels, *, n_shot: int, n_query: int) -> Epis
 
 
 def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_query: int) -> Episode:
-    """``n_episodes`` calls of ``sample_episode``, the i-th with ``fold_in(key, i)``, as one compiled program.
+    """``n_episodes`` calls of ``sample_episode``, the i-th with ``fold_in(key, i)``.
 
     Returns:
       An ``Episode`` of int32 [n_episodes, C * n_shot] and [n_episodes, C * n_query].
@@ -78,8 +78,9 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
     plan, n_images = _check(labels, n_shot, n_query)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n_episodes))
-    return _draw_many(keys, plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+    draw = functools.partial(_draw, plan=plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+    episodes = [draw(jax.random.fold_in(key, i)) for i in range(n_episodes)]
+    return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *episodes)
 
 
 def _check(labels, n_shot: int, n_query: int) -> tuple[_Plan, int]:
@@ -161,13 +162,15 @@ def _assign(labels: np.ndarray, need: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("n_images", "n_shot", "n_query"))
 def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Episode:
-    n_labels = len(plan.start)
+    n_labels, n_entries = len(plan.start), len(plan.image)
 
     def attempt(key):
         """Walks once through all labels for the supports and once for the queries."""
-        order_key, image_key = jax.random.split(key)
+        # One call for all random numbers: each would be a long program to compile.
+        bits, *order_bits = jnp.split(
+            jax.random.bits(key, (n_entries + 2 * n_labels,)), [n_entries, n_entries + n_labels]
+        )
         # Every label's images in an order of its own; each turn takes the first free ones.
-        bits = jax.random.bits(image_key, plan.image.shape)
         _, _, shuffled = jax.lax.sort((plan.label, bits, plan.image), num_keys=2)
         # The others take at most all other images of the episode, so no label ever looks further than this.
         window = jnp.arange(min(n_images, n_labels * (n_shot + n_query)))
@@ -177,14 +180,14 @@ def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Epis
             candidates = shuffled[plan.start[c] + window]
             usable = free[candidates] & (window < plan.count[c])
             rank = jnp.cumsum(usable)
-            chosen = candidates[jnp.searchsorted(rank, jnp.arange(1, take + 1))]
+            chosen = candidates[jnp.sum(rank < jnp.arange(1, take + 1)[:, None], axis=1)]
             enough = rank[-1] >= take
             return (free.at[chosen].set(False), carry[1] & enough), chosen
 
         free = (jnp.ones(n_images, bool), jnp.bool(True))
         drawn = []
-        for take, k in ((n_shot, 0), (n_query, 1)):
-            order = jax.random.permutation(jax.random.fold_in(order_key, k), n_labels)
+        for take, phase_bits in zip((n_shot, n_query), order_bits, strict=True):
+            order = jnp.argsort(phase_bits)
             free, chosen = jax.lax.scan(functools.partial(turn, take), free, order)
             drawn.append(jnp.zeros_like(chosen).at[order].set(chosen))
         return drawn[0], drawn[1], free[1]
@@ -200,8 +203,3 @@ def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Epis
 
 def _keep_if_valid(drawn, fallback):
     return tuple(jnp.where(drawn[2], d, f) for d, f in zip(drawn, fallback, strict=True))
-
-
-@functools.partial(jax.jit, static_argnames=("n_images", "n_shot", "n_query"))
-def _draw_many(keys, plan: _Plan, **sizes) -> Episode:
-    return jax.lax.map(lambda key: _draw(key, plan, **sizes), keys, batch_size=16)
