@@ -13,7 +13,7 @@ wanted=$(cat setup.py constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "installing mlfsic_jax${extras:+[$extras]} into .venv (about a minute)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  # -qq: pip's warnings do not matter here, its errors still show
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}"
+  # -qq: pip's warnings do not matter here, its errors still show. --no-compile: Python compiles what it imports.
+  .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}"
   echo "$wanted" >"$stamp"
 fi

@@ -222,7 +222,7 @@ def score_episodes(
         labels=truth,
         methods={name: np.concatenate(value) for name, value in methods.items()},
         lcm=np.concatenate(lcm_scores).swapaxes(0, 1),
-        chance=np.asarray(jax.random.uniform(chance_key, truth.shape)),
+        chance=np.random.default_rng(np.asarray(jax.random.key_data(chance_key))).random(truth.shape),
         kept=np.concatenate(kept).mean(axis=0),
     )
 

@@ -140,18 +140,18 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
     Returns:
       f32 [B, H, W, 3] in 0..1.
     """
-    keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda key, image: _transform(image, *_draw(key, *image.shape[:2])))(keys, images)
+    return jax.vmap(_transform)(images, *_draw(key, *images.shape[:3]))
 
 
-def _draw(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Draws (pixels down, pixels right, contrast factor, flip or not) for one image."""
-    down_key, right_key, contrast_key, flip_key = jax.random.split(key, 4)
+def _draw(key: jax.Array, n_images: int, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Draws (pixels down, pixels right, contrast factor, flip or not), each [n_images]."""
+    # One call for all random numbers: each would be a long program to compile.
+    down, right, contrast, flip = jax.random.uniform(key, (4, n_images))
     most_down, most_right = height * TRANSLATION_PERCENT // 100, width * TRANSLATION_PERCENT // 100
-    down = jax.random.randint(down_key, (), -most_down, most_down + 1)
-    right = jax.random.randint(right_key, (), -most_right, most_right + 1)
-    contrast = jax.random.uniform(contrast_key, minval=CONTRAST_RANGE[0], maxval=CONTRAST_RANGE[1])
-    return down, right, contrast, jax.random.bernoulli(flip_key)
+    down = jnp.floor(down * (2 * most_down + 1)).astype(jnp.int32) - most_down
+    right = jnp.floor(right * (2 * most_right + 1)).astype(jnp.int32) - most_right
+    low, high = CONTRAST_RANGE
+    return down, right, low + (high - low) * contrast, flip < 0.5
 
 
 def _transform(image: jax.Array, down: jax.Array, right: jax.Array, contrast: jax.Array, flip: jax.Array) -> jax.Array:

@@ -198,7 +198,7 @@ def test_normalise_matches_numpy_for_bytes_and_floats():
 
 
 augment = jax.jit(transforms.augment)
-draw = jax.jit(jax.vmap(transforms._draw, in_axes=(0, None, None)), static_argnums=(1, 2))
+draw = jax.jit(transforms._draw, static_argnums=(1, 2, 3))
 
 
 def transform_by_loop(image, down, right, contrast, flip):
@@ -218,14 +218,13 @@ def test_augment_matches_a_numpy_loop_with_the_same_draws():
     key = jax.random.key(0)
     augmented = augment(key, images)
     assert augmented.shape == images.shape and augmented.dtype == jnp.float32
-    draws = [values.tolist() for values in draw(jax.random.split(key, len(images)), 40, 70)]
+    draws = [values.tolist() for values in draw(key, len(images), 40, 70)]
     for i, (down, right, contrast, flip) in enumerate(zip(*draws, strict=True)):
         np.testing.assert_allclose(augmented[i], transform_by_loop(images[i], down, right, contrast, flip), atol=1e-5)
 
 
 def test_draws_cover_their_ranges_and_nothing_more():
-    keys = jax.random.split(jax.random.key(1), 4000)
-    down, right, contrast, flip = map(np.asarray, draw(keys, 70, 100))
+    down, right, contrast, flip = map(np.asarray, draw(jax.random.key(1), 4000, 70, 100))
     assert sorted(set(down.tolist())) == [-2, -1, 0, 1, 2]
     assert sorted(set(right.tolist())) == [-3, -2, -1, 0, 1, 2, 3]
     assert 0.75 <= contrast.min() < 0.76 and 1.24 < contrast.max() <= 1.25
