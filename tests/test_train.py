@@ -32,6 +32,7 @@ TINY = {
     "train.warmup_epochs": 1,
     "train.episodes_per_epoch": 2,
     "train.n_query": 1,
+    "train.validate_every": 1,
     "train.validation_episodes": 2,
     "eval.episodes": 4,
     "eval.sweep_episodes": 4,
