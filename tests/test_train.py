@@ -115,8 +115,9 @@ def test_a_killed_program_goes_on(undisturbed):
     command += [f"--config.cache_dir={folder / 'cache'}"]
     command += [f"--config.{field}={value}".replace(" ", "") for field, value in TINY.items()]
     program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ})
-    deadline = time.monotonic() + 120
-    while not list(workdir.glob("checkpoints_1shot/*/state")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    # A step is committed when its folder has lost its temporary name.
+    while not any(p.name.isdigit() for p in workdir.glob("checkpoints_1shot/*")) and time.monotonic() < deadline:
         assert program.poll() is None, program.stdout.read().decode()
         time.sleep(0.02)
     program.send_signal(signal.SIGKILL)
