@@ -119,9 +119,9 @@ def _open(path: Path, manifest: dict) -> dict:
     if free < size:
         raise InputError(f"{path} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set config.cache_dir")
     np.lib.format.open_memmap(path / "values.npy", mode="w+", dtype=manifest["dtype"], shape=shape).flush()
-    _write_json(path / "manifest.json", manifest)
+    write_json(path / "manifest.json", manifest)
     progress = {"done": 0, "skipped": {}}
-    _write_json(path / "progress.json", progress)
+    write_json(path / "progress.json", progress)
     return progress
 
 
@@ -167,10 +167,10 @@ def _build(path, dataset, image_size, manifest, progress, compute):
         if end == n_images or (end // _BATCH) % _COMMIT_EVERY == 0:
             values.flush()
             progress["done"] = end
-            _write_json(path / "progress.json", progress)
+            write_json(path / "progress.json", progress)
 
 
-def _write_json(path: Path, value) -> None:
+def write_json(path: Path, value) -> None:
     """Writes beside, then renames: a reader never sees half a file."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1))

@@ -20,6 +20,7 @@ from mlfsic_jax.checkpoint import Checkpoints
 from mlfsic_jax.config import validate
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.feature_cache import write_json
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.progress import track
 
@@ -302,13 +303,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     print(evaluate.results_table(results))
     print(f"written to {workdir / 'results.json'} after {time.monotonic() - start:.0f} s")
     return results
-
-
-def write_json(path: Path, value) -> None:
-    """Writes beside, then renames: a reader never sees half a file."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)
 
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict, identity: dict[str, str]) -> None:
