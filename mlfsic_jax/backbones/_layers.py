@@ -8,17 +8,26 @@ from flax import linen as nn
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv(features: int, kernel: int, *, stride: int = 1, use_bias: bool = False, name: str) -> nn.Conv:
-    """Convolution with ``kernel // 2`` pixels of padding on every side.
+def conv(
+    features: int,
+    kernel: int | tuple[int, int],
+    *,
+    stride: int = 1,
+    pad: bool = True,
+    use_bias: bool = False,
+    name: str,
+) -> nn.Conv:
+    """Convolution with ``kernel // 2`` pixels of padding on every side, or none where ``pad`` is False.
 
     Flax's ``SAME`` puts the padding of a strided convolution on other sides than PyTorch, so imported weights would see
     shifted images.
     """
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv(
         features,
-        (kernel, kernel),
+        kernel,
         strides=(stride, stride),
-        padding=((kernel // 2, kernel // 2),) * 2,
+        padding=tuple((side // 2, side // 2) for side in kernel) if pad else "VALID",
         use_bias=use_bias,
         kernel_init=_KERNEL_INIT,
         name=name,
@@ -49,10 +58,13 @@ class DepthwiseConv(nn.Module):
         return sum(shifted)
 
 
-def batch_norm(train: bool, name: str) -> nn.BatchNorm:
+def batch_norm(train: bool, name: str, axis_name: str | None = None, *, epsilon: float = 1e-5) -> nn.BatchNorm:
     """Batch norm with PyTorch's defaults: epsilon 1e-5, and 0.9 here is what PyTorch calls momentum 0.1.
+
+    In training under ``jax.shard_map``, ``pmap`` or ``vmap``, ``axis_name`` is the mapped axis over whose devices the
+    batch statistics are averaged, so that they are those of the whole batch; None keeps every device's own.
 
     One difference remains in training: PyTorch accumulates the unbiased batch variance in its running statistics, Flax
     the biased one, which is smaller by ``(N - 1) / N`` for N = batch * height * width values per channel.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, axis_name=axis_name, name=name)

@@ -21,9 +21,11 @@ class Conv4(nn.Module):
 
     Attributes:
       width: channels of every block.
+      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
     """
 
     width: int = 64
+    axis_name: str | None = None
 
     head_prefixes: ClassVar[tuple[str, ...]] = ()
 
@@ -47,7 +49,7 @@ class Conv4(nn.Module):
         for block in range(_BLOCKS):
             # The bias does nothing before a batch norm, but published Conv-4 weights have it.
             x = conv(self.width, 3, use_bias=True, name=f"encoder_{block}_0")(x)
-            x = nn.relu(batch_norm(train, f"encoder_{block}_1")(x))
+            x = nn.relu(batch_norm(train, f"encoder_{block}_1", self.axis_name)(x))
             x = _halve(x)
         return x
 

@@ -19,9 +19,11 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _conv_bn_relu6(x: jax.Array, features: int, kernel: int, train: bool, name: str, *, stride: int = 1) -> jax.Array:
+def _conv_bn_relu6(
+    x: jax.Array, features: int, kernel: int, train: bool, name: str, axis_name: str | None, *, stride: int = 1
+) -> jax.Array:
     x = conv(features, kernel, stride=stride, name=f"{name}_0")(x)
-    return nn.relu6(batch_norm(train, f"{name}_1")(x))
+    return nn.relu6(batch_norm(train, f"{name}_1", axis_name)(x))
 
 
 class InvertedResidual(nn.Module):
@@ -31,11 +33,13 @@ class InvertedResidual(nn.Module):
       features: output channels.
       expansion: the depthwise convolution works on ``expansion`` times the input channels.
       stride: of the depthwise convolution.
+      axis_name: see ``batch_norm``.
     """
 
     features: int
     expansion: int
     stride: int = 1
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -44,12 +48,12 @@ class InvertedResidual(nn.Module):
         hidden = x.shape[-1] * self.expansion
         layer = 0
         if self.expansion != 1:
-            x = _conv_bn_relu6(x, hidden, 1, train, f"conv_{layer}")
+            x = _conv_bn_relu6(x, hidden, 1, train, f"conv_{layer}", self.axis_name)
             layer += 1
         x = DepthwiseConv(3, self.stride, name=f"conv_{layer}_0")(x)
-        x = nn.relu6(batch_norm(train, f"conv_{layer}_1")(x))
+        x = nn.relu6(batch_norm(train, f"conv_{layer}_1", self.axis_name)(x))
         x = conv(self.features, 1, name=f"conv_{layer + 1}")(x)
-        x = batch_norm(train, f"conv_{layer + 2}")(x)
+        x = batch_norm(train, f"conv_{layer + 2}", self.axis_name)(x)
         return x + shortcut if x.shape == shortcut.shape and self.stride == 1 else x
 
 
@@ -62,11 +66,13 @@ class MobileNetV2(nn.Module):
       width: multiplier of all channels; like torchvision, it widens the last convolution only when above 1.
       stages: rows of (expansion, channels, repeats, stride of the first repeat).
       last_features: channels of the last 1x1 convolution at width 1.
+      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
     """
 
     width: float = 1.0
     stages: tuple[tuple[int, int, int, int], ...] = _STAGES
     last_features: int = 1280
+    axis_name: str | None = None
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
 
@@ -81,14 +87,13 @@ class MobileNetV2(nn.Module):
         Returns:
           float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 1280 by default.
         """
-        x = _conv_bn_relu6(images, _round_channels(32 * self.width), 3, train, "features_0", stride=2)
+        x = _conv_bn_relu6(images, _round_channels(32 * self.width), 3, train, "features_0", self.axis_name, stride=2)
         layer = 1
         for expansion, channels, repeats, first_stride in self.stages:
             features = _round_channels(channels * self.width)
             for repeat in range(repeats):
                 stride = first_stride if repeat == 0 else 1
-                x = InvertedResidual(features, expansion, stride, name=f"features_{layer}")(x, train)
+                x = InvertedResidual(features, expansion, stride, self.axis_name, name=f"features_{layer}")(x, train)
                 layer += 1
-        return _conv_bn_relu6(
-            x, _round_channels(self.last_features * max(1.0, self.width)), 1, train, f"features_{layer}"
-        )
+        last_features = _round_channels(self.last_features * max(1.0, self.width))
+        return _conv_bn_relu6(x, last_features, 1, train, f"features_{layer}", self.axis_name)

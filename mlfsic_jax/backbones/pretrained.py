@@ -1,8 +1,15 @@
-"""Import of published weights by torchvision's key names, from .safetensors, .npz or .pth files.
+"""Import of published weights by the key names of their source, from .safetensors, .npz or .pth files.
 
-A key follows from the place of a parameter in the Linen tree by one rule: the path joined by dots, "_" read as a dot,
-and kernel -> weight, scale -> weight, mean -> running_mean, var -> running_var. Thus ``layer1_0/conv2/kernel`` is
-``layer1.0.conv2.weight``. Kernels go from PyTorch's [out, in, h, w] to [h, w, in, out].
+A key follows from the place of a parameter in the Linen tree by one rule: the path joined by dots, where "_" in a
+module's name is a dot and "__" an underscore, and the parameter's own name as it is but for kernel -> weight,
+scale -> weight, mean -> running_mean, var -> running_var. Thus ``layer1_0/conv2/kernel`` is ``layer1.0.conv2.weight``
+and ``ln__1/scale`` is ``ln_1.weight``. Convolution kernels go from PyTorch's [out, in, h, w] to [h, w, in, out], those
+of dense layers from [out, in] to [in, out]; other arrays stay as they are.
+
+A backbone may have these class attributes, all optional:
+  key_prefix: what all its keys start with, like "visual.".
+  head_prefixes: beginnings of the keys in its files that it has no use for. Any other unknown key is an error.
+  former_names: part of a key in older files -> what it is called now.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import hashlib
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,17 +35,14 @@ from flax import traverse_util
 from mlfsic_jax.backbones import create
 from mlfsic_jax.errors import InputError
 
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _WRAPPERS = ("state_dict", "model")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CONVERT = (
     "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
     'then safetensors.torch.save_file(state, "weights.safetensors")'
 )
-_CONVERT_SCRIPT = (
-    "convert it where PyTorch is installed: state = torch.jit.load(path).state_dict(), "
-    'then safetensors.torch.save_file(state, "weights.safetensors")'
-)
+_MOST_LISTED = 8  # keys of one kind in an error message
 
 
 def load_weights(
@@ -46,8 +51,9 @@ def load_weights(
     """Read weights from a file and arrange them for a backbone.
 
     Args:
-      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file with torchvision's key names. A ``.pth`` file is read
-        without PyTorch and without running any code from it.
+      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file with the key names of the weights' source. A ``.pth``
+        file, TorchScript archives included, is read without PyTorch and without running any code from it. For a
+        backbone of several parts (``Pooled``), one file each: "a.pth,b.pth".
       module_or_name: a backbone module or its name in ``BACKBONES``.
       image_size: side in pixels of the images it will see.
 
@@ -55,24 +61,61 @@ def load_weights(
       ``{"params": .., "batch_stats": ..}`` of float32 arrays, ready for ``module.apply``.
 
     Raises:
-      InputError: the file cannot be read, or its keys, shapes or values do not fit the backbone.
+      InputError: the file cannot be read, its keys, shapes or values do not fit the backbone, or there are more or
+        fewer files than parts.
     """
-    path = Path(path)
     module = create(module_or_name) if isinstance(module_or_name, str) else module_or_name
-    return to_variables(read_state_dict(path), module, image_size, source=str(path))
+    parts, files = getattr(module, "parts", (module,)), weights_files(path)
+    if len(files) != len(parts):
+        names = " + ".join(type(part).__name__ for part in parts)
+        raise InputError(
+            f"{path} names {len(files)} weights file(s), but {names} takes {len(parts)}: "
+            "give one for every part, separated by commas"
+        )
+    loaded = [
+        to_variables(read_state_dict(file), part, image_size, source=str(file))
+        for file, part in zip(files, parts, strict=True)
+    ]
+    if parts == (module,):
+        return loaded[0]
+    collections_there = sorted({name for variables in loaded for name in variables})
+    return {
+        name: {f"parts_{i}": variables[name] for i, variables in enumerate(loaded) if name in variables}
+        for name in collections_there
+    }
+
+
+def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The files that a config's ``backbone_weights`` names: several are separated by commas.
+
+    Args:
+      path: "a.pth" or "a.pth,b.pth". The name of an existing file may have a comma in it.
+
+    Returns:
+      At least one path, whether or not it exists.
+    """
+    if Path(path).is_file():
+        return (Path(path),)
+    return tuple(Path(name.strip()) for name in str(path).split(","))
 
 
 def weights_hash(path: str | os.PathLike[str]) -> str:
     """sha256 of a weights file as hex, the part of a cache key that stands for it.
 
+    Args:
+      path: as for ``weights_files``; several files have the sha256 of their digests, in their order.
+
     Raises:
-      InputError: the file cannot be read.
+      InputError: a file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read the weights file {path}: {error.strerror}") from error
+    digests = []
+    for file in weights_files(path):
+        try:
+            with open(file, "rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"cannot read the weights file {file}: {error.strerror}") from error
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def to_variables(
@@ -81,22 +124,24 @@ def to_variables(
     """Arrange arrays under PyTorch names as the variables of a backbone.
 
     Args:
-      state: PyTorch key -> array, in PyTorch's layout. ``num_batches_tracked`` and the classifier head are ignored.
+      state: PyTorch key -> array, in PyTorch's layout. ``num_batches_tracked`` and what the backbone names as its head
+        are ignored.
       module: the backbone.
       image_size: side in pixels of the images it will see.
       source: what error messages call the origin of the weights.
 
     Returns:
-      ``{"params": .., "batch_stats": ..}`` of float32 arrays.
+      ``{"params": .., "batch_stats": ..}`` of float32 arrays; without the latter where there is no batch norm.
 
     Raises:
-      InputError: one message with every key that is missing, unexpected, misshapen or holds unusable values.
+      InputError: one message with the keys that are missing, unexpected, misshapen or hold unusable values.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # Shapes only: compiling and running the initialiser of a ResNet takes a dozen seconds.
     expected = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image))
-    leaf_of_key = dict(sorted((_torch_key(leaf), leaf) for leaf in expected))
-    state = _strip_prefix(state)
+    prefix = getattr(module, "key_prefix", "")
+    leaf_of_key = dict(sorted((prefix + _torch_key(leaf), leaf) for leaf in expected))
+    state = _rename(_strip_prefix(state), getattr(module, "former_names", {}))
 
     head = tuple(getattr(module, "head_prefixes", ()))
     extra = [
@@ -109,9 +154,10 @@ def to_variables(
     for key, leaf in leaf_of_key.items():
         if key not in state:
             continue
-        array, shape = state[key], expected[leaf].shape
-        if array.shape != _torch_shape(shape):
-            misshapen.append(f"{key} is {list(array.shape)}, not {list(_torch_shape(shape))}")
+        array, axes = state[key], _linen_axes(leaf, expected[leaf].ndim)
+        shape = tuple(expected[leaf].shape[axes.index(axis)] for axis in range(len(axes)))
+        if array.shape != shape:
+            misshapen.append(f"{key} is {list(array.shape)}, not {list(shape)}")
             continue
         if not jnp.issubdtype(array.dtype, jnp.floating):
             unusable.append(f"{key} is {array.dtype}, not floating point")
@@ -122,16 +168,36 @@ def to_variables(
             unusable.append(f"{key} holds NaN or infinity")
         elif leaf[-1] == "var" and (array < 0).any():
             unusable.append(f"{key} holds a negative variance")
-        variables[leaf] = jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+        variables[leaf] = jnp.asarray(array.transpose(axes))
 
     found = (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen), ("unusable", unusable))
-    problems = [f"{what}: {', '.join(keys)}" for what, keys in found if keys]
+    problems = [f"{what}: {_listed(keys)}" for what, keys in found if keys]
     if problems:
         raise InputError(
             f"{source} does not fit the backbone {type(module).__name__}; {'; '.join(problems)}. "
-            "Give intact weights of this architecture under torchvision's key names."
+            "Give intact weights of this architecture under its published key names."
         )
     return traverse_util.unflatten_dict(variables)
+
+
+def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], module: nn.Module) -> None:
+    """Write the variables of a backbone as a .safetensors file under its published key names.
+
+    Args:
+      path: the file, replaced as a whole.
+      variables: ``{"params": .., "batch_stats": ..}`` as ``load_weights`` returns them.
+      module: the backbone; not one that takes several files.
+    """
+    from safetensors.numpy import save_file
+
+    prefix, state = getattr(module, "key_prefix", ""), {}
+    for leaf, array in traverse_util.flatten_dict(variables).items():
+        array = np.asarray(array)
+        torch_axes = np.argsort(_linen_axes(leaf, array.ndim))
+        state[prefix + _torch_key(leaf)] = np.ascontiguousarray(array.transpose(torch_axes))
+    part = Path(path).with_suffix(".part")
+    save_file(state, part)
+    os.replace(part, path)
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -174,14 +240,26 @@ def _damaged(path: Path, error: Exception) -> InputError:
 def _torch_key(leaf: tuple[str, ...]) -> str:
     """("params", "layer1_0", "conv2", "kernel") -> "layer1.0.conv2.weight"."""
     _, *modules, name = leaf
-    return ".".join(modules).replace("_", ".") + "." + _LEAF_NAMES[name]
+    modules = [re.sub("__?", lambda found: "." if found[0] == "_" else "_", module) for module in modules]
+    return ".".join([*modules, _LEAF_NAMES.get(name, name)])
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != 4:
-        return shape
-    height, width, n_in, n_out = shape
-    return (n_out, n_in, height, width)
+def _linen_axes(leaf: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    """PyTorch's axes in Linen's order."""
+    if leaf[-1] != "kernel":
+        return tuple(range(ndim))
+    return {2: (1, 0), 4: (2, 3, 1, 0)}[ndim]
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
+    return ", ".join(keys[:_MOST_LISTED]) + more
+
+
+def _rename(state: Mapping[str, np.ndarray], former_names: Mapping[str, str]) -> Mapping[str, np.ndarray]:
+    for former, present in former_names.items():
+        state = {key.replace(former, present): array for key, array in state.items()}
+    return state
 
 
 def _strip_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -208,7 +286,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
-    """torch.save's zip archive: ``<root>/data.pkl`` describes tensors, ``<root>/data/<n>`` holds their raw numbers."""
+    """torch.save's zip archive: ``<root>/data.pkl`` describes tensors, ``<root>/data/<n>`` holds their raw numbers.
+
+    torch.jit.save's is the same with a program beside it, which is left alone.
+    """
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             start = file.read(2)
@@ -219,8 +300,6 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is not a file written by torch.save: {_CONVERT}")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise InputError(f"{path} is a TorchScript program, which is not read here: {_CONVERT_SCRIPT}")
         roots = [name.split("/")[0] for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(roots) != 1:
             raise InputError(f"{path} is a zip file but was not written by torch.save: {_CONVERT}")
@@ -261,6 +340,8 @@ def _read_legacy_pth(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(content: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(content, _ScriptModule):
+        content = content.state_dict()
     for _ in _WRAPPERS:
         inner = [content[key] for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
         content = inner[0] if inner else content
@@ -284,13 +365,41 @@ _STORAGE_DTYPES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+_SCRIPT_VALUES = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+
+
+class _ScriptModule:
+    """What stands for every object of a TorchScript program: its attributes and no behaviour."""
+
+    __slots__ = ("_attributes",)
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        if type(attributes) is not dict:
+            raise ValueError("a module with a state of its own making")
+        self._attributes = attributes
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The tensors of this module and of those in it, under dotted names; other attributes are left out."""
+        tensors, seen, pending = {}, set(), [("", self)]
+        while pending:
+            prefix, module = pending.pop()
+            if id(module) in seen:  # a file may claim that a module holds itself
+                continue
+            seen.add(id(module))
+            for name, value in module._attributes.items():
+                if isinstance(value, np.ndarray):
+                    tensors[f"{prefix}{name}"] = value
+                elif isinstance(value, _ScriptModule):
+                    pending.append((f"{prefix}{name}.", value))
+        return tensors
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Reads state dicts only: a pickle stream can do no more than call the four names that ``find_class`` lets through.
+    """Reads state dicts only: a pickle stream can do no more than call the names that ``find_class`` lets through.
 
-    Storage types come back as plain strings and the rebuild functions as methods of this object, so the stream gets
-    hold of nothing whose behaviour it could alter.
+    Storage types come back as plain strings and functions as methods of this object, so the stream gets hold of
+    nothing whose behaviour it could alter. An object of a TorchScript program, whatever its class, becomes a
+    ``_ScriptModule``; the typed lists and dicts of such programs become plain ones.
     """
 
     def __init__(
@@ -311,7 +420,11 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._rebuild_tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._rebuild_parameter
+            return self._as_it_is
+        if module == "torch.jit._pickle" and name in _SCRIPT_VALUES:
+            return self._as_it_is
+        if module.split(".")[0] == "__torch__":
+            return _ScriptModule
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
         raise InputError(
@@ -344,5 +457,5 @@ class _TensorUnpickler(pickle.Unpickler):
         steps = [step * storage.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
-    def _rebuild_parameter(self, tensor: np.ndarray, *_: Any) -> np.ndarray:
-        return tensor
+    def _as_it_is(self, value: Any, *_: Any) -> Any:
+        return value

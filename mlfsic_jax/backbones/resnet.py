@@ -18,10 +18,12 @@ class Bottleneck(nn.Module):
     Attributes:
       width: channels of the first two convolutions; the block puts out ``4 * width``.
       stride: of the 3x3 convolution and the shortcut.
+      axis_name: see ``batch_norm``.
     """
 
     width: int
     stride: int = 1
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -30,10 +32,11 @@ class Bottleneck(nn.Module):
         shortcut = x
         if self.stride != 1 or x.shape[-1] != n_out:
             shortcut = conv(n_out, 1, stride=self.stride, name="downsample_0")(shortcut)
-            shortcut = batch_norm(train, "downsample_1")(shortcut)
-        x = nn.relu(batch_norm(train, "bn1")(conv(self.width, 1, name="conv1")(x)))
-        x = nn.relu(batch_norm(train, "bn2")(conv(self.width, 3, stride=self.stride, name="conv2")(x)))
-        x = batch_norm(train, "bn3")(conv(n_out, 1, name="conv3")(x))
+            shortcut = batch_norm(train, "downsample_1", self.axis_name)(shortcut)
+        x = nn.relu(batch_norm(train, "bn1", self.axis_name)(conv(self.width, 1, name="conv1")(x)))
+        x = conv(self.width, 3, stride=self.stride, name="conv2")(x)
+        x = nn.relu(batch_norm(train, "bn2", self.axis_name)(x))
+        x = batch_norm(train, "bn3", self.axis_name)(conv(n_out, 1, name="conv3")(x))
         return nn.relu(x + shortcut)
 
 
@@ -46,10 +49,12 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: blocks per stage; every stage after the first halves the resolution and doubles the channels.
       width: channels of the stem and of the first stage's 3x3 convolutions.
+      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
+    axis_name: str | None = None
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("fc.",)
 
@@ -65,10 +70,11 @@ class ResNet(nn.Module):
           float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 2048 for the default stages and width.
         """
         x = conv(self.width, 7, stride=2, name="conv1")(images)
-        x = nn.relu(batch_norm(train, "bn1")(x))
+        x = nn.relu(batch_norm(train, "bn1", self.axis_name)(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, n_blocks in enumerate(self.stage_sizes):
             for block in range(n_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = Bottleneck(self.width * 2**stage, stride, name=f"layer{stage + 1}_{block}")(x, train)
+                name = f"layer{stage + 1}_{block}"
+                x = Bottleneck(self.width * 2**stage, stride, self.axis_name, name=name)(x, train)
         return x

@@ -8,10 +8,10 @@ shifted by one pixel shows as 0.1 to 1 and batch norm's epsilon 1e-3 in place of
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from mlfsic_jax.backbones import BACKBONES, Conv4, MobileNetV2, ResNet, create
-from mlfsic_jax.backbones.pretrained import to_variables
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.backbones import ClipResNet, Conv4, InceptionV3, MobileNetV2, ResNet, create
+from mlfsic_jax.backbones.pretrained import load_weights, to_variables
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -119,6 +119,168 @@ class TorchMobileNetV2(nn.Module):
         return self.features(x)
 
 
+class TorchUnit(nn.Module):
+    def __init__(self, n_in, n_out, kernel, stride=1, padding=0):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, kernel, stride=stride, padding=padding, bias=False)
+        self.bn = nn.BatchNorm2d(n_out, eps=1e-3)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class TorchMixed(nn.Module):
+    """An Inception block from a table: name -> (input, features, kernel, stride), and the maps to concatenate."""
+
+    def __init__(self, n_in, table, outputs, scale):
+        super().__init__()
+        self.table, self.outputs, channels = table, outputs, {"x": n_in, "avg": n_in, "max": n_in}
+        for name, (source, features, kernel, stride) in table.items():
+            kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+            padding = tuple(side // 2 if stride == 1 else 0 for side in kernel)
+            channels[name] = features // scale
+            self.add_module(name, TorchUnit(channels[source], channels[name], kernel, stride, padding))
+        self.n_out = sum(channels[name] for name in outputs)
+
+    def forward(self, x):
+        maps = {"x": x, "avg": nn.functional.avg_pool2d(x, 3, stride=1, padding=1)}
+        if "max" in self.outputs:
+            maps["max"] = nn.functional.max_pool2d(x, 3, stride=2)
+        for name, (source, *_) in self.table.items():
+            maps[name] = getattr(self, name)(maps[source])
+        return torch.cat([maps[name] for name in self.outputs], 1)
+
+
+def inception_table(kind, n):
+    row, column = (1, 7), (7, 1)
+    double = {
+        "branch3x3dbl_1": ("x", 64, 1, 1),
+        "branch3x3dbl_2": ("branch3x3dbl_1", 96, 3, 1),
+        "branch3x3dbl_3": ("branch3x3dbl_2", 96, 3, 2 if kind == "B" else 1),
+    }
+    if kind == "A":
+        table = {"branch1x1": ("x", 64, 1, 1), "branch5x5_1": ("x", 48, 1, 1), "branch5x5_2": ("branch5x5_1", 64, 5, 1)}
+        table |= {**double, "branch_pool": ("avg", n, 1, 1)}
+        return table, ["branch1x1", "branch5x5_2", "branch3x3dbl_3", "branch_pool"]
+    if kind == "B":
+        return {"branch3x3": ("x", 384, 3, 2), **double}, ["branch3x3", "branch3x3dbl_3", "max"]
+    if kind == "C":
+        table = {"branch1x1": ("x", 192, 1, 1), "branch7x7_1": ("x", n, 1, 1)}
+        table |= {"branch7x7_2": ("branch7x7_1", n, row, 1), "branch7x7_3": ("branch7x7_2", 192, column, 1)}
+        table |= {"branch7x7dbl_1": ("x", n, 1, 1), "branch7x7dbl_2": ("branch7x7dbl_1", n, column, 1)}
+        table |= {"branch7x7dbl_3": ("branch7x7dbl_2", n, row, 1), "branch7x7dbl_4": ("branch7x7dbl_3", n, column, 1)}
+        table |= {"branch7x7dbl_5": ("branch7x7dbl_4", 192, row, 1), "branch_pool": ("avg", 192, 1, 1)}
+        return table, ["branch1x1", "branch7x7_3", "branch7x7dbl_5", "branch_pool"]
+    if kind == "D":
+        table = {"branch3x3_1": ("x", 192, 1, 1), "branch3x3_2": ("branch3x3_1", 320, 3, 2)}
+        table |= {"branch7x7x3_1": ("x", 192, 1, 1), "branch7x7x3_2": ("branch7x7x3_1", 192, row, 1)}
+        table |= {"branch7x7x3_3": ("branch7x7x3_2", 192, column, 1), "branch7x7x3_4": ("branch7x7x3_3", 192, 3, 2)}
+        return table, ["branch3x3_2", "branch7x7x3_4", "max"]
+    table = {"branch1x1": ("x", 320, 1, 1), "branch3x3_1": ("x", 384, 1, 1)}
+    table |= {f"branch3x3_2{fork}": ("branch3x3_1", 384, k, 1) for fork, k in (("a", (1, 3)), ("b", (3, 1)))}
+    table |= {"branch3x3dbl_1": ("x", 448, 1, 1), "branch3x3dbl_2": ("branch3x3dbl_1", 384, 3, 1)}
+    table |= {f"branch3x3dbl_3{fork}": ("branch3x3dbl_2", 384, k, 1) for fork, k in (("a", (1, 3)), ("b", (3, 1)))}
+    table |= {"branch_pool": ("avg", 192, 1, 1)}
+    forks = [f"{branch}{fork}" for branch in ("branch3x3_2", "branch3x3dbl_3") for fork in "ab"]
+    return table, ["branch1x1", *forks, "branch_pool"]
+
+
+class TorchInception(nn.Module):
+    STEM = (
+        *(("Conv2d_1a_3x3", 32, 3, 2, 0), ("Conv2d_2a_3x3", 32, 3, 1, 0), ("Conv2d_2b_3x3", 64, 3, 1, 1), "max"),
+        *(("Conv2d_3b_1x1", 80, 1, 1, 0), ("Conv2d_4a_3x3", 192, 3, 1, 0), "max"),
+    )
+    BLOCKS = (
+        *(("5b", "A", 32), ("5c", "A", 64), ("5d", "A", 64), ("6a", "B", None), ("6b", "C", 128), ("6c", "C", 160)),
+        *(("6d", "C", 160), ("6e", "C", 192), ("7a", "D", None), ("7b", "E", None), ("7c", "E", None)),
+    )
+
+    def __init__(self, scale=1):
+        super().__init__()
+        n = 3
+        for layer in self.STEM:
+            if layer != "max":
+                name, features, *rest = layer
+                self.add_module(name, TorchUnit(n, features // scale, *rest))
+                n = features // scale
+        for name, kind, number in self.BLOCKS:
+            block = TorchMixed(n, *inception_table(kind, number), scale)
+            self.add_module(f"Mixed_{name}", block)
+            n = block.n_out
+        self.AuxLogits, self.fc = nn.Sequential(TorchUnit(768 // scale, 8, 1)), nn.Linear(n, 10)
+
+    def forward(self, x):
+        for layer in self.STEM:
+            x = nn.functional.max_pool2d(x, 3, stride=2) if layer == "max" else getattr(self, layer[0])(x)
+        for name, *_ in self.BLOCKS:
+            x = getattr(self, f"Mixed_{name}")(x)
+        return x
+
+
+class TorchClipBottleneck(nn.Module):
+    def __init__(self, n_in, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(n_in, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.pool = nn.AvgPool2d(stride)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.downsample = None
+        if stride != 1 or n_in != 4 * width:
+            self.downsample = nn.Sequential()
+            self.downsample.add_module("-1", nn.AvgPool2d(stride))
+            self.downsample.add_module("0", nn.Conv2d(n_in, 4 * width, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(4 * width))
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.pool(torch.relu(self.bn2(self.conv2(y))))
+        y = self.bn3(self.conv3(y))
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class TorchClipResNet(nn.Module):
+    def __init__(self, stage_sizes, width):
+        super().__init__()
+        half = width // 2
+        self.conv1, self.bn1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.conv2, self.bn2 = nn.Conv2d(half, half, 3, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.conv3, self.bn3 = nn.Conv2d(half, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        n_in, stages = width, []
+        for stage, n_blocks in enumerate(stage_sizes):
+            blocks = []
+            for block in range(n_blocks):
+                blocks.append(TorchClipBottleneck(n_in, width * 2**stage, 2 if stage > 0 and block == 0 else 1))
+                n_in = 4 * width * 2**stage
+            stages.append(nn.Sequential(*blocks))
+            self.add_module(f"layer{stage + 1}", stages[-1])
+        self.stages = [f"layer{stage + 1}" for stage in range(len(stages))]
+        self.attnpool = nn.Linear(n_in, 4)
+
+    def forward(self, x):
+        for layer in ("1", "2", "3"):
+            x = torch.relu(getattr(self, f"bn{layer}")(getattr(self, f"conv{layer}")(x)))
+        x = nn.functional.avg_pool2d(x, 2)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return x
+
+
+class TorchClip(nn.Module):
+    """As much of CLIP as its files hold: the image encoder, a text encoder, and numbers kept as buffers."""
+
+    def __init__(self, stage_sizes=(3, 4, 6, 3), width=64):
+        super().__init__()
+        self.visual, self.transformer = TorchClipResNet(stage_sizes, width), nn.Linear(2, 2)
+        self.token_embedding, self.ln_final = nn.Embedding(3, 2), nn.LayerNorm(2)
+        for name in ("positional_embedding", "text_projection", "logit_scale"):
+            self.register_parameter(name, nn.Parameter(torch.zeros(2)))
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(7))
+
+    def forward(self, x):
+        return self.visual(x)
+
+
 def randomise(model, seed=0):
     """Draw weights and running statistics so that a mix-up of any two would show.
 
@@ -142,7 +304,7 @@ def randomise(model, seed=0):
 
 
 def variables_of(model, module):
-    return to_variables({key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}, module, 64)
+    return to_variables({key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}, module, 96)
 
 
 def maps_of_both(model, module, images):
@@ -151,6 +313,18 @@ def maps_of_both(model, module, images):
     with torch.no_grad():
         expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
     return expected, np.asarray(jax.jit(module.apply)(variables_of(model, module), images))
+
+
+def keys_and_shapes(module):
+    """PyTorch's names of a backbone's arrays and their shapes there, by the rule that ``pretrained`` states."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 96, 96, 3), np.float32))
+    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    found = {}
+    for (_, *path, leaf), value in traverse_util.flatten_dict(variables).items():
+        path = [part.replace("__", "~").replace("_", ".").replace("~", "_") for part in path]
+        key = getattr(module, "key_prefix", "") + ".".join([*path, names.get(leaf, leaf)])
+        found[key] = tuple(value.shape[axis] for axis in (3, 2, 0, 1)) if value.ndim == 4 else value.shape
+    return found
 
 
 def error(actual, expected):
@@ -170,12 +344,47 @@ def random_images(batch, height, width):
         (TorchConv4(width=8), Conv4(width=8)),
         (TorchResNet((1, 2, 1), width=8), ResNet(stage_sizes=(1, 2, 1), width=8)),
         (TorchMobileNetV2(8, TINY_STAGES, 40), MobileNetV2(width=0.25, stages=WIDE_STAGES, last_features=40)),
+        (TorchClip((1, 2, 1), width=8), ClipResNet(stage_sizes=(1, 2, 1), width=8)),
     ],
-    ids=["conv4", "resnet", "mobilenet"],
+    ids=["conv4", "resnet", "mobilenet", "clip_resnet"],
 )
 def test_tiny_backbones_agree_with_pytorch(model, module, size):
     expected, actual = maps_of_both(model, module, random_images(2, *size))
     assert error(actual, expected) < TOLERANCE
+
+
+def test_tiny_inception_agrees_with_pytorch():
+    expected, actual = maps_of_both(TorchInception(scale=16), InceptionV3(width=1 / 16), random_images(2, 107, 140))
+    assert actual.shape == (2, 2, 3, 128)
+    assert error(actual, expected) < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_float16_torchscript_archive_of_clip_is_imported(tmp_path):
+    model = randomise(TorchClip((1, 2, 1), width=8)).eval()
+    script = torch.jit.trace(model, torch.zeros(1, 3, 32, 32))
+    script.half().save(tmp_path / "RN50.pt")
+    model.half()
+    module = ClipResNet(stage_sizes=(1, 2, 1), width=8)
+    variables = load_weights(tmp_path / "RN50.pt", module)
+    jax.tree.map(np.testing.assert_array_equal, variables, variables_of(model, module))
+    torch.save(model.state_dict(), tmp_path / "RN50_state.pt")
+    jax.tree.map(np.testing.assert_array_equal, variables, load_weights(tmp_path / "RN50_state.pt", module))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("inception_v3", TorchInception), ("clip_resnet50", TorchClip), ("resnet50", TorchResNet)]
+)
+def test_full_backbones_have_the_published_keys_and_shapes(name, model):
+    with torch.device("meta"):
+        state = model().state_dict()
+    module = create(name)
+    expected = {
+        key: tuple(tensor.shape)
+        for key, tensor in state.items()
+        if not key.startswith(module.head_prefixes) and not key.endswith("num_batches_tracked")
+    }
+    assert keys_and_shapes(module) == expected
 
 
 @pytest.mark.parametrize(
@@ -212,23 +421,6 @@ def test_evaluation_leaves_the_statistics_alone():
     variables = variables_of(randomise(TorchConv4(width=4)), module)
     _, updated = module.apply(variables, images, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"), [("conv4", (2, 14, 14, 64)), ("resnet50", (2, 7, 7, 2048)), ("mobilenet_v2", (2, 7, 7, 1280))]
-)
-def test_every_backbone_of_the_table_maps_224(name, shape):
-    module, images = create(name), jax.ShapeDtypeStruct((2, 224, 224, 3), np.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    local = jax.eval_shape(module.apply, variables, images)
-    assert (local.shape, local.dtype) == (shape, np.float32)
-    assert set(variables) == {"params", "batch_stats"}
-
-
-def test_table_names_its_backbones():
-    assert set(BACKBONES) == {"conv4", "resnet50", "mobilenet_v2"}
-    with pytest.raises(InputError, match="'resnet5'.*conv4, mobilenet_v2, resnet50"):
-        create("resnet5")
 
 
 def test_conv4_refuses_images_without_a_location_left():

@@ -300,13 +300,83 @@ def test_pth_files_that_are_no_state_dict(tmp_path):
 
 def test_other_pytorch_formats_are_refused_with_the_way_out(tmp_path):
     way_out = r"torch\.load\(path, weights_only=True\).*safetensors\.torch\.save_file"
-    # What torch.jit.save writes, reduced to the entries that tell it apart; torch itself warns that it is deprecated.
-    script = zip_pth(tmp_path / "script.pt", pickle.dumps({}, 2), **{"constants.pkl": b"", "code/model.py": b""})
-    with pytest.raises(InputError, match=r"TorchScript.*torch\.jit\.load\(path\)\.state_dict\(\)"):
-        load_weights(script, TINY, 32)
     (tmp_path / "page.pth").write_text("<html>404</html>")
     with pytest.raises(InputError, match=f"not a file written by torch.save.*{way_out}"):
         load_weights(tmp_path / "page.pth", TINY, 32)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_tensors_of_a_torchscript_archive_are_read_without_torch(tmp_path, monkeypatch, how):
+    torch = pytest.importorskip("torch")
+
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)
+            self.sizes, self.rates, self.flags, self.name = [1, 2], [0.5], [True], "inner"
+            self.table, self.maps = {"a": 1}, [torch.ones(1)]
+            self.register_buffer("nothing", None)
+
+        def forward(self, x):
+            return self.norm(self.linear(x)) + self.sizes[0]
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.layers = Inner(), torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU())
+            self.scale, self.pair = torch.nn.Parameter(torch.tensor(4.0)), (3, 4)
+            self.register_buffer("size", torch.tensor(224))
+
+        def forward(self, x):
+            return self.scale * self.inner(x)
+
+    model = Outer().eval()
+    script = torch.jit.script(model) if how == "script" else torch.jit.trace(model, torch.ones(1, 2))
+    script.half().save(tmp_path / "script.pt")
+    expected = {key: tensor.numpy() for key, tensor in model.half().state_dict().items()}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it now raises ImportError
+    found = read_state_dict(tmp_path / "script.pt")
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, strict=True)
+
+
+SCRIPT_OBJECT = b"c__torch__.some.place\nModel\n)\x81"  # an object; "}(...ub" gives it its attributes
+
+
+def test_code_in_a_torchscript_archive_is_not_run(tmp_path):
+    target = tmp_path / "executed"
+    attack = pickle.dumps(Attack(target), 2)[2:-1]
+    program = {"constants.pkl": b"", "code/__torch__/some/place.py": f"import os; os.system('touch {target}')"}
+    for name, pickled in {
+        "attribute": SCRIPT_OBJECT + b"}(Vweight\n" + attack + b"ub.",
+        "state": SCRIPT_OBJECT + attack + b"b.",
+        "type_tag": b"ctorch.jit._pickle\nrestore_type_tag\n(" + attack + b"Vint\ntR.",
+        "other_name": b"ctorch.jit._pickle\ndef_unpickler\n.",
+        "module": b"ctorch.jit._pickle.os\nsystem\n.",
+    }.items():
+        path = zip_pth(tmp_path / f"{name}.pt", b"\x80\x02" + pickled, **program)
+        with pytest.raises(InputError, match=r"only plain tensors are read, and no code from a file is run"):
+            read_state_dict(path)
+    for name, pickled in {
+        "called": b"c__torch__.os\nsystem\n(Vtouch " + str(target).encode() + b"\ntR.",
+        "list_as_state": SCRIPT_OBJECT + b"]b.",
+        "two_states": SCRIPT_OBJECT + b"N}(Vstate_dict\nVmine\nu\x86b.",
+        "class_itself": b"c__torch__\nModel\n}(Vstate_dict\nVmine\nub.",
+        "no_state": SCRIPT_OBJECT + b".",
+    }.items():
+        path = zip_pth(tmp_path / f"{name}.pt", b"\x80\x02" + pickled, **program)
+        with pytest.raises(InputError, match="truncated or damaged"):
+            read_state_dict(path)
+    assert not target.exists()
+
+    itself = SCRIPT_OBJECT + b"q\x00}(Vself\nh\x00Vname\nVinner\nub."
+    assert read_state_dict(zip_pth(tmp_path / "itself.pt", b"\x80\x02" + itself, **program)) == {}
+    within = b"}(Vx\n" + SCRIPT_OBJECT + b"}bu."
+    with pytest.raises(InputError, match="its entry 'x' is a _ScriptModule"):
+        read_state_dict(zip_pth(tmp_path / "within.pt", b"\x80\x02" + within))
 
 
 def test_the_legacy_format_is_read_and_its_damage_noticed(tmp_path):

@@ -1,0 +1,146 @@
+"""Vision transformers with ImageNet weights: ViT-B/16 and ViT-B/32."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlfsic_jax.errors import InputError
+
+_EPSILON = 1e-6  # of all its layer norms
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose queries, keys and values come from one matrix, packed as in PyTorch.
+
+    Attributes:
+      n_heads: divides the channels.
+    """
+
+    n_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [B, T, d] -> float32 [B, T, d]."""
+        b, t, d = x.shape
+        weight = self.param("in_proj_weight", nn.initializers.xavier_uniform(), (3 * d, d))
+        bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * d,))
+        packed = (x @ weight.T + bias).reshape(b, t, 3, self.n_heads, d // self.n_heads)
+        mixed = jax.nn.dot_product_attention(packed[:, :, 0], packed[:, :, 1], packed[:, :, 2])
+        return nn.Dense(d, name="out__proj")(mixed.reshape(b, t, d))
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each normalised before and added to its input.
+
+    Attributes:
+      n_heads: of the attention.
+      names: of the attention and of the two layers of the perceptron.
+      activation: between those two.
+      epsilon: of the layer norms.
+    """
+
+    n_heads: int
+    names: tuple[str, str, str]
+    activation: Callable[[jax.Array], jax.Array]
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [B, T, d] -> float32 [B, T, d]."""
+        d, (attention, wide, narrow) = x.shape[-1], self.names
+        x = x + Attention(self.n_heads, name=attention)(layer_norm("ln__1", self.epsilon)(x))
+        hidden = self.activation(nn.Dense(4 * d, name=wide)(layer_norm("ln__2", self.epsilon)(x)))
+        return x + nn.Dense(d, name=narrow)(hidden)
+
+
+def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
+    """Layer norm whose variance is computed in two passes, like PyTorch's: residual streams have large means."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+
+
+def check_size(images: jax.Array, size: int, module: nn.Module) -> None:
+    """Refuse images of another size than the position embedding is for.
+
+    Raises:
+      InputError: they are not ``size`` pixels high and wide.
+    """
+    if images.shape[1:3] != (size, size):
+        raise InputError(
+            f"{type(module).__name__} takes images of {size}x{size} pixels, for which its position embedding was "
+            f"trained, got {images.shape[1]}x{images.shape[2]}: set config.data.image_size = {size}"
+        )
+
+
+class Encoder(nn.Module):
+    """The transformer on tokens, with its position embedding and final layer norm.
+
+    Attributes:
+      n_layers: number of blocks.
+      n_heads: of every attention.
+    """
+
+    n_layers: int
+    n_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [B, T, d] -> float32 [B, T, d]."""
+        x = x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        names = ("self__attention", "mlp_0", "mlp_3")
+        gelu = functools.partial(nn.gelu, approximate=False)
+        for layer in range(self.n_layers):
+            x = Block(self.n_heads, names, gelu, _EPSILON, name=f"layers_encoder__layer__{layer}")(x)
+        return layer_norm("ln", _EPSILON)(x)
+
+
+class VisionTransformer(nn.Module):
+    """ViT without its head (Dosovitskiy et al. 2021): the patch tokens are the map; the defaults make ViT-B/16.
+
+    The class token takes part in the attention and is dropped at the end. 224x224 gives 14x14 at patches of 16 pixels,
+    7x7 at 32. Weights are named as in torchvision. It has no batch norm: ``train`` changes nothing.
+
+    Attributes:
+      patch: side of a patch in pixels.
+      image_size: side in pixels of the images, of which the position embedding knows one.
+      n_layers: number of blocks.
+      n_heads: of every attention.
+      width: channels.
+    """
+
+    patch: int = 16
+    image_size: int = 224
+    n_layers: int = 12
+    n_heads: int = 12
+    width: int = 768
+
+    head_prefixes: ClassVar[tuple[str, ...]] = ("heads.",)
+    # torchvision's published files are older than its present names, and it renames as it loads.
+    former_names: ClassVar[dict[str, str]] = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Compute local features.
+
+        Args:
+          images: float32 [B, image_size, image_size, 3], normalised.
+          train: no difference.
+
+        Returns:
+          float32 [B, image_size // patch, image_size // patch, width], after the final layer norm.
+
+        Raises:
+          InputError: the images are of another size.
+        """
+        check_size(images, self.image_size, self)
+        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", name="conv__proj")(images)
+        b, h, w, d = x.shape
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, d))
+        x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
+        x = Encoder(self.n_layers, self.n_heads, name="encoder")(x)
+        return x[:, 1:].reshape(b, h, w, d)
