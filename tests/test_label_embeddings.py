@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from safetensors.numpy import save_file
 
 from mlfsic_jax.data.voc import DISPLAY_NAMES, LABEL_NAMES
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.label_embeddings import load_word_vectors
+from mlfsic_jax.label_embeddings import EMBEDDINGS, default_path, how_to_get, load_word_vectors
+from mlfsic_jax.text_encoders import ENCODERS
 
 VECTORS = {
     "the": [0.5, -0.25, 1e-3],
@@ -132,6 +134,81 @@ def test_missing_and_zipped_files_are_named(tmp_path):
     (tmp_path / "glove.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match="unpack it"):
         load_word_vectors(tmp_path / "glove.zip", ["dog"], ["dog"])
+
+
+@pytest.mark.parametrize("name", ["wiki.vec", "wiki.vec.gz"])
+def test_fasttext_files(tmp_path, name):
+    content = b"3 3\n, 0.1 -0.2 3.5\nDog 1.0 2.0 3.0 \ntv -1 0 0.5\n"  # some of fastText's lines end in a space
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    vectors = load_word_vectors(tmp_path / name, ["Dog", "tv"], ["Dog", "tv"])
+    np.testing.assert_array_equal(vectors, np.float32([[1, 2, 3], [-1, 0, 0.5]]))
+
+
+def word2vec(entries, newline=b"\n"):
+    """A binary word2vec file: a text line, then each word, a space and its float32 numbers."""
+    lines = [word.encode() + b" " + np.array(vector, "<f4").tobytes() + newline for word, vector in entries]
+    return b"%d %d\n" % (len(entries), len(entries[0][1])) + b"".join(lines)
+
+
+GOOGLE_NEWS = [
+    ("</s>", [0.25, 0.5]), ("dog", [1.0, 2.0]), ("Dog", [3.0, 4.0]), ("TV", [5.0, 6.0]), ("monitor", [7.0, 8.0]),
+    ("dining_table", [9.0, 10.0]), ("dining", [0.0, 0.0]), ("table", [0.0, 0.0]), ("na\u00efve", [11.0, 12.0]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "newline"), [("news.bin", b""), ("news.bin", b"\n"), ("news.bin.gz", b"")])
+def test_word2vec_files_are_cased_and_have_phrases(tmp_path, name, newline):
+    pytest.importorskip("gensim")
+    content = word2vec(GOOGLE_NEWS, newline)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    labels = ["dog", "Dog", "DOG", "diningtable", "tv", "naive"]
+    displays = ["dog", "Dog", "DOG", "dining table", "TV monitor", "na\u00efve"]
+    vectors = load_word_vectors(tmp_path / name, labels, displays)
+    np.testing.assert_array_equal(vectors, np.float32([[1, 2], [3, 4], [1, 2], [9, 10], [6, 7], [11, 12]]))
+    with pytest.raises(InputError, match=r"no vector for 1 of the 2 labels: 'hot dog' \(missing: hot\)"):
+        load_word_vectors(tmp_path / name, ["dog", "hotdog"], ["dog", "hot dog"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        word2vec(GOOGLE_NEWS)[:-9],
+        b"",
+        b"dog 1 2\ncat 3 4\n",
+        b"\xba\x16\x4f\x2f\x0c\x00\x00\x00",  # how a fastText model begins
+        word2vec([("dog", [np.nan, 1.0])]),
+    ],
+)
+def test_a_file_that_is_no_word2vec_file_is_named(tmp_path, content):
+    pytest.importorskip("gensim")
+    path = tmp_path / "news.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="news.bin is not a readable word2vec|news.bin: entry 'dog'") as caught:
+        load_word_vectors(path, ["dog"], ["dog"])
+    assert "\n" not in str(caught.value)
+
+
+def test_word2vec_without_gensim_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "news.bin").write_bytes(word2vec(GOOGLE_NEWS))
+    monkeypatch.setitem(sys.modules, "gensim.models", None)
+    with pytest.raises(InputError, match=r'gensim is missing: pip install "mlfsic_jax\[word2vec\]"$'):
+        load_word_vectors(tmp_path / "news.bin", ["dog"], ["dog"])
+
+
+def test_every_embedding_has_a_file_and_says_how_to_get_it():
+    assert default_path("glove", "voc", "in") == pathlib.Path("in/glove.6B.300d.txt")
+    assert default_path("clip", "coco", "in") == pathlib.Path("in/coco-clip.npz")
+    assert how_to_get("glove50", "voc") == "get glove.6B.50d.txt from https://nlp.stanford.edu/data/glove.6B.zip"
+    command = "make it with: python -m mlfsic_jax.label_embeddings"
+    assert how_to_get("clip", "coco", "in") == f"{command} --encoder=clip --labels=coco --out=in/coco-clip.npz"
+    own = "--encoder=bert_concn --labels=FILE --out=data/folder-bert_concn.npz --sentences=FILE --model=NAME_OR_FOLDER"
+    assert how_to_get("bert_concn", "folder") == f"{command} {own}"
+    with pytest.raises(InputError, match="word embedding 'glov' is unknown: use one of glove, glove50, .*, clip$"):
+        default_path("glov", "voc")
+    assert len({default_path(name, "voc") for name in EMBEDDINGS}) == len(EMBEDDINGS)
+    for name, spec in EMBEDDINGS.items():
+        assert (spec.source == "") == (name in ENCODERS) and spec.licence
+        assert "\n" not in how_to_get(name, "voc")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
