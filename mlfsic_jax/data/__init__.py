@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from mlfsic_jax.data import prepared, scenes, splits
 from mlfsic_jax.data.card import data_card
-from mlfsic_jax.data.dataset import ImageDataset, Split
+from mlfsic_jax.data.dataset import SPLITS, ImageDataset, Split
 from mlfsic_jax.errors import InputError
 
-__all__ = ["ImageDataset", "Split", "data_card", "load"]
+__all__ = ["DATASETS", "PHOTO_DATASETS", "ImageDataset", "Split", "data_card", "is_available", "layout", "load"]
 
-_FIELDS = {
-    "scenes": ("image_size", "images_per_split", "seed"),
-    "voc": ("source", "prepared_dir", "policy"),
-}
+PHOTO_DATASETS = ("voc", "coco", "nus_wide", "imaterialist", "folder")
+DATASETS = ("scenes", *PHOTO_DATASETS)
 
 
 def load(config: Any) -> ImageDataset:
     """Loads the dataset that ``config.name`` names.
 
     Args:
-      config: the data section of a config. ``"voc"`` reads its fields source, prepared_dir and policy; ``"scenes"``
-        reads image_size, images_per_split and seed.
+      config: the data section of a config, see ``mlfsic_jax.config``. ``"scenes"`` reads image_size, images_per_split
+        and seed; the others source, prepared_dir, policy, split and seed.
 
     Returns:
       The dataset.
 
     Raises:
-      InputError: unknown name, missing field, or input that the dataset cannot use.
+      InputError: unknown name, or input that the dataset cannot use.
     """
-    name = config.name
-    if name not in _FIELDS:
-        raise InputError(f"dataset {name!r} is unknown: use one of {', '.join(sorted(_FIELDS))}")
-    missing = [field for field in _FIELDS[name] if not hasattr(config, field)]
-    if missing:
-        raise InputError(f"dataset {name!r} needs the config field {', '.join(missing)}")
-    arguments = {field: getattr(config, field) for field in _FIELDS[name]}
-    if name == "voc":
-        from mlfsic_jax.data import voc
+    if config.name == "scenes":
+        return scenes.load(image_size=config.image_size, images_per_split=config.images_per_split, seed=config.seed)
+    module = _module(config.name)
+    policy = config.policy or module.POLICY
+    laso = policy == "laso"
+    if laso and config.name != "coco":
+        raise InputError(f"config.data.policy = 'laso' is a protocol for COCO, not for {config.name}")
+    if not laso:
+        splits.check_policy(policy)
+    copy = prepared.open_or_prepare(config.name, config.source, config.prepared_dir, module.scan, module.LAYOUT)
+    names = tuple(copy.label_names.tolist())
+    if config.split == "auto":
+        label_sets = splits.auto_split(names, copy.labels, "exclusive" if laso else policy, config.seed)
+    elif config.split:
+        label_sets = splits.read_label_split(config.split, names)
+    else:
+        label_sets = splits.label_split(config.name)
+    columns = {split: np.array([names.index(name) for name in label_sets[split]]) for split in SPLITS}
+    if laso:
+        in_training_set = np.char.startswith(copy.names, f"{module.TRAINING_SET}/")
+        image_splits = splits.laso_split(copy.labels, columns, in_training_set)
+    else:
+        image_splits = splits.split_images(copy.labels, columns, policy, copy.ignored)
+    unreadable = {str(copy.names[i]): str(copy.unreadable[i]) for i in np.flatnonzero(copy.unreadable != "")}
+    return ImageDataset(
+        name=config.name,
+        label_names=names,
+        display_names=tuple(module.DISPLAY_NAMES.get(name, name.replace("_", " ")) for name in names),
+        image_names=tuple(copy.names.tolist()),
+        labels=copy.labels,
+        load_image=prepared.photos(copy),
+        fingerprint=prepared.digest([copy.digest, names, copy.names.tolist(), np.packbits(copy.labels).tobytes()]),
+        splits=image_splits,
+        notes=(
+            *copy.notes.tolist(),
+            f"Images are chosen by the {policy!r} policy.",
+            f"Images without any positive label: {int((~copy.labels.any(axis=1)).sum())}.",
+            f"Photos that cannot be read: {len(unreadable)}.",
+        ),
+        unreadable=unreadable,
+    )
 
-        return voc.load(**arguments)
-    from mlfsic_jax.data import scenes
 
-    return scenes.load(**arguments)
+def is_available(config: Any) -> bool:
+    """Whether ``load`` has something to start from: generated data, the source folder or a prepared copy."""
+    return config.name == "scenes" or prepared.is_available(config.name, config.source, config.prepared_dir)
+
+
+def layout(name: str) -> str:
+    """Where a dataset of photos comes from and how its folder looks, in a sentence."""
+    return _module(name).LAYOUT
+
+
+def _module(name: str) -> ModuleType:
+    if name not in PHOTO_DATASETS:
+        raise InputError(f"dataset {name!r} is unknown: use one of {', '.join(DATASETS)}")
+    return importlib.import_module(f"mlfsic_jax.data.{name}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Mapping
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from mlfsic_jax.data.dataset import SPLITS, Split
 from mlfsic_jax.errors import InputError
 
 POLICIES = ("exclusive", "leakfree")
+_AUTO_DRAWS = 200
 
 
 def label_split(name: str) -> dict[str, tuple[str, ...]]:
@@ -31,6 +34,106 @@ def label_split(name: str) -> dict[str, tuple[str, ...]]:
     if name not in benchmarks:
         raise InputError(f"no label split is known for {name!r}: use one of {', '.join(sorted(benchmarks))}")
     return {split: tuple(benchmarks[name][split]) for split in SPLITS}
+
+
+def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """A label split of the user's own.
+
+    Args:
+      path: JSON, ``{"train": [names], "validation": [names], "novel": [names]}``. Labels may be left out.
+      label_names: the dataset's labels.
+
+    Returns:
+      ``{"train": names, "validation": names, "novel": names}``.
+
+    Raises:
+      InputError: the file cannot be read, or names a label that the dataset does not have, or one twice.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).expanduser().read_bytes())
+        split = {name: tuple(content[name]) for name in SPLITS}
+    except OSError as error:
+        raise InputError(f"config.data.split = {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path} must be JSON with the lists "train", "validation" and "novel" ({error!r})') from error
+    seen: set[str] = set()
+    for name in SPLITS:
+        if not split[name]:
+            raise InputError(f"{path} has no {name} label")
+        for label in split[name]:
+            if label not in label_names:
+                raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {label_names}")
+            if label in seen:
+                raise InputError(f"{path} names the label {label!r} twice")
+            seen.add(label)
+    return split
+
+
+def auto_split(
+    label_names: Sequence[str], labels: np.ndarray, policy: str, seed: int = 0
+) -> dict[str, tuple[str, ...]]:
+    """Splits labels at random, half of them train, a quarter each validation and novel (at least one each).
+
+    A label that stands on most photos can empty the other splits, so of 200 random splits the one is taken whose
+    rarest label keeps most images.
+
+    Args:
+      label_names: C names.
+      labels: bool [I, C].
+      policy: image policy, see ``split_images``.
+      seed: of the draws.
+
+    Raises:
+      InputError: fewer than three labels.
+    """
+    n_labels = len(label_names)
+    if n_labels < 3:
+        raise InputError(f"a split needs at least 3 labels, one each for train, validation and novel; found {n_labels}")
+    n_held_out = max(1, n_labels // 4)
+    rng = np.random.default_rng(seed)
+    best, best_rarest = None, -1
+    for _ in range(_AUTO_DRAWS):
+        order = rng.permutation(n_labels)
+        columns = {
+            "train": np.sort(order[2 * n_held_out :]),
+            "validation": np.sort(order[:n_held_out]),
+            "novel": np.sort(order[n_held_out : 2 * n_held_out]),
+        }
+        splits = split_images(labels, columns, policy)
+        rarest = min(int(labels[np.ix_(s.images, s.labels)].sum(axis=0).min()) for s in splits.values())
+        if rarest > best_rarest:
+            best, best_rarest = columns, rarest
+    return {name: tuple(label_names[c] for c in best[name]) for name in SPLITS}
+
+
+def laso_split(labels: np.ndarray, label_columns: Mapping[str, np.ndarray], in_training_set: np.ndarray) -> dict:
+    """The protocol of LaSO (Alfassy et al. 2019) on COCO: 64 seen labels, 16 novel ones, COCO's own two image sets.
+
+    Training images are those of train2014 without a novel label. Novel episodes take their support among train2014's
+    images with a novel label, and their queries are all images of val2014 with one. LaSO has no validation labels;
+    what has to be chosen is chosen (ours) on val2014's images without a novel label, with 12 of the seen labels.
+
+    Args:
+      labels: bool [I, C].
+      label_columns: of the 52/12/16 split, whose train and validation labels together are the 64.
+      in_training_set: bool [I], whether an image is of train2014.
+
+    Returns:
+      As ``split_images``; the novel ``Split`` has ``support``.
+    """
+    seen = np.concatenate([label_columns["train"], label_columns["validation"]])
+    has_novel = labels[:, label_columns["novel"]].any(axis=1)
+    images = {
+        "train": in_training_set & ~has_novel & labels[:, seen].any(axis=1),
+        "validation": ~in_training_set & ~has_novel & labels[:, label_columns["validation"]].any(axis=1),
+        "novel": has_novel,
+    }
+    columns = {"train": seen, "validation": label_columns["validation"], "novel": label_columns["novel"]}
+    splits = {
+        name: Split(columns[name].astype(np.int32), np.flatnonzero(images[name]).astype(np.int32)) for name in SPLITS
+    }
+    splits["novel"] = splits["novel"]._replace(support=in_training_set[splits["novel"].images])
+    return splits
 
 
 def check_policy(policy: str) -> None:

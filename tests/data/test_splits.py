@@ -1,8 +1,7 @@
 """The published label split and the two image policies."""
 
+import importlib
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlfsic_jax.data.dataset import SPLITS
-from mlfsic_jax.data.splits import POLICIES, label_split, split_images
+from mlfsic_jax.data.splits import POLICIES, auto_split, label_split, split_images
 from mlfsic_jax.errors import InputError
 
 COLUMNS = {"train": np.array([0, 3]), "validation": np.array([1]), "novel": np.array([4])}  # column 2 is in no split
@@ -65,11 +64,35 @@ def test_a_difficult_object_does_not_keep_an_image_out_of_the_train_split():
     assert split_images(labels, COLUMNS, "leakfree", difficult)["train"].images.tolist() == [0]
 
 
-def test_voc_label_split_is_a_partition_of_twenty_labels():
-    split = label_split("voc")
-    assert {name: len(labels) for name, labels in split.items()} == {"train": 8, "validation": 6, "novel": 6}
-    assert len(set().union(*split.values())) == 20
-    assert split["novel"] == ("cat", "dog", "pottedplant", "sheep", "sofa", "tvmonitor")
+@pytest.mark.parametrize(
+    "name, counts",
+    [("voc", (8, 6, 6)), ("coco", (52, 12, 16)), ("nus_wide", (52, 12, 17)), ("imaterialist", (18, 12, 16))],
+)
+def test_published_label_splits_are_partitions(name, counts):
+    split = label_split(name)
+    assert tuple(split) == SPLITS and tuple(map(len, split.values())) == counts
+    labels = [label for part in split.values() for label in part]
+    module = importlib.import_module(f"mlfsic_jax.data.{name}")
+    assert len(labels) == len(set(labels)) == len(module.LABEL_NAMES) and set(labels) == set(module.LABEL_NAMES)
+
+
+def test_published_label_splits_are_those_at_hand(shared):
+    at_hand = json.loads((shared / "data" / "splits.json").read_text(encoding="utf-8"))
+    for name in ("voc", "coco", "nus_wide", "imaterialist"):
+        assert {part: list(labels) for part, labels in label_split(name).items()} == at_hand[name]
+
+
+def test_an_automatic_split_keeps_the_rarest_label_alive():
+    rng = np.random.default_rng(0)
+    labels = rng.random((300, 8)) < 0.2
+    labels[:, 3] = rng.random(300) < 0.9  # in the wrong split, this label would leave others with next to nothing
+    names = tuple("abcdefgh")
+    split = auto_split(names, labels, "leakfree", seed=1)
+    assert sorted(name for part in split.values() for name in part) == list(names)
+    assert [len(split[part]) for part in SPLITS] == [4, 2, 2] and "d" in split["train"]
+    assert auto_split(names, labels, "leakfree", seed=1) == split != auto_split(names, labels, "leakfree", seed=2)
+    with pytest.raises(InputError, match="at least 3 labels"):
+        auto_split(("a", "b"), labels[:, :2], "leakfree")
 
 
 def test_mistakes_are_named():
@@ -83,19 +106,3 @@ def test_mistakes_are_named():
         split_images(np.zeros((1, 5), bool), COLUMNS, "leakfree", np.zeros((1, 4), bool))
     with pytest.raises(ValueError, match="two splits"):
         split_images(np.zeros((1, 5), bool), {**COLUMNS, "novel": np.array([0])}, "leakfree")
-
-
-def test_exclusive_gives_the_known_image_counts_on_coco_2014():
-    shared = pathlib.Path(os.environ.get("MLFSIC_SHARED", "../shared")) / "data"
-    if not (shared / "coco2014_labels80.npz").is_file() or not (shared / "splits.json").is_file():
-        pytest.skip(f"COCO's label matrix is not at {shared}; set MLFSIC_SHARED to the folder that holds data/")
-    with np.load(shared / "coco2014_labels80.npz") as archive:
-        labels, names = archive["labels"].astype(bool), archive["names"].tolist()
-    label_sets = json.loads((shared / "splits.json").read_text(encoding="utf-8"))["coco"]
-    columns = {split: np.array([names.index(name) for name in label_sets[split]]) for split in SPLITS}
-
-    splits = split_images(labels, columns, "exclusive")
-
-    assert [len(splits[split].images) for split in SPLITS] == [26690, 8306, 3934]
-    novel = labels[np.ix_(splits["novel"].images, splits["novel"].labels)].sum(axis=0)
-    assert (label_sets["novel"][novel.argmin()], novel.min()) == ("backpack", 14)

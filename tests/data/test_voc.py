@@ -7,12 +7,14 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mlfsic_jax.data import data_card, voc
+from mlfsic_jax import data
+from mlfsic_jax.data import data_card, prepared
 from mlfsic_jax.data.dataset import SPLITS
 from mlfsic_jax.errors import InputError
 
@@ -63,8 +65,8 @@ def devkit(tmp_path):
         with open(folder / "ImageSets" / "Main" / f"{image_set}.txt", "a") as file:
             file.write(f"{name}\n")
         (folder / "Annotations" / f"{name}.xml").write_text(annotation(year, name, objects))
-        data = jpeg(number)
-        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(data[:400] if f"{year}/{name}" == CORRUPT else data)
+        photo = jpeg(number)
+        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(photo[:400] if f"{year}/{name}" == CORRUPT else photo)
     (root / "VOC2012" / "ImageSets" / "Main" / "test.txt").write_text("2008_999999\n")  # has no public annotations
     return root
 
@@ -72,7 +74,8 @@ def devkit(tmp_path):
 @pytest.fixture
 def load(devkit, tmp_path):
     def load(**changes):
-        return voc.load(**{"source": devkit, "prepared_dir": tmp_path / "prepared", **changes})
+        fields = {"source": devkit, "prepared_dir": tmp_path / "prepared", "policy": "leakfree", "split": "", "seed": 0}
+        return data.load(types.SimpleNamespace(name="voc", **(fields | changes)))
 
     return load
 
@@ -104,7 +107,7 @@ def test_labels_names_and_splits(load, capsys):
     assert {"dining table", "potted plant", "tv monitor", "aeroplane"} <= set(dataset.display_names)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "preparing VOC: 7/7 photos" in captured.err and "tfds" not in captured.err.lower()
+    assert "preparing voc: 7/7 photos" in captured.err and "tfds" not in captured.err.lower()
     card = data_card(dataset)
     assert "2007 and 2012" in card and "difficult objects only: 3, in 3 images" in card
     assert "Images without any positive label: 1." in card
@@ -144,7 +147,7 @@ def test_an_unchanged_source_is_reused_and_a_changed_one_prepared_anew(load, dev
     copies = tmp_path / "prepared" / "voc_photos"
     assert len(list(copies.glob("*/*/table.npz"))) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(voc, "_write_copy", None)
+        patch.setattr(prepared, "_prepare", None)
         again = load()
     assert again.fingerprint == first.fingerprint
 
@@ -179,37 +182,48 @@ def test_without_its_source_a_single_prepared_copy_is_used(load, devkit, tmp_pat
         load(source=tmp_path / "nowhere")
 
 
-def test_an_interrupted_preparation_leaves_nothing_and_is_redone(load, tmp_path, monkeypatch):
+def test_an_interrupted_preparation_goes_on(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "_PART_SIZE", 2)
     root = tmp_path / "prepared" / "voc_photos"
+    looked_at = []
+    why_unreadable = prepared._why_unreadable
 
-    def stops_in_the_middle(items, *, description, **options):
-        for number, item in enumerate(items):
-            if description == "preparing VOC" and number == 3:
-                raise KeyboardInterrupt
-            yield item
+    def stops_in_the_third_part(example):
+        looked_at.append(example.name)
+        if example.name == NAMES[4]:
+            raise KeyboardInterrupt
+        return why_unreadable(example)
 
     with monkeypatch.context() as patch:
-        patch.setattr(voc, "track", stops_in_the_middle)
+        patch.setattr(prepared, "_why_unreadable", stops_in_the_third_part)
         with pytest.raises(KeyboardInterrupt):
             load()
-    assert [path.name for path in root.iterdir()] == [".lock"]
+    (copy,) = root.glob("2007_2012-*/*")
+    assert sorted(path.name for path in copy.iterdir()) == ["part_00000", "part_00001"]
+    with pytest.raises(InputError, match="no prepared copy"):  # half a copy is none
+        load(source=None)
 
-    # What a killed process would leave: half a scratch folder, and never a copy without its table.
-    (root / ".preparing" / "voc_photos" / "2007_2012-0").mkdir(parents=True)
-    (root / ".preparing" / "voc_photos" / "2007_2012-0" / "junk").write_text("half")
-    dataset = load()
-    assert dataset.load_image(0).shape == (23, 30, 3)
-    assert sorted(path.name for path in root.iterdir())[:-1] == [".lock"]
+    # What a killed process would leave: half a scratch folder.
+    (copy / ".preparing" / "voc_photos").mkdir(parents=True)
+    (copy / ".preparing" / "voc_photos" / "junk").write_text("half")
+    looked_at.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_why_unreadable", lambda e: looked_at.append(e.name) or why_unreadable(e))
+        dataset = load()
+    assert sorted(looked_at) == NAMES[4:]  # the first two parts were kept
+    sizes = [dataset.load_image(i).shape[0] for i, name in enumerate(NAMES) if name != CORRUPT]
+    assert sizes == [23, 24, 22, 20, 21, 26]
+    assert list(dataset.unreadable) == [CORRUPT]
 
 
 @pytest.mark.parametrize("keep", [0, 1000])
 def test_a_damaged_copy_is_named(load, tmp_path, keep):
     load()
-    (records,) = tmp_path.glob("prepared/voc_photos/*/1.0.0/*.array_record*")
+    (records,) = tmp_path.glob("prepared/voc_photos/*/*/part_00000/*.array_record*")
     records.write_bytes(records.read_bytes()[:keep])
     with pytest.raises(InputError, match="the prepared copy .* is damaged .*: delete that folder"):
         load().load_image(0)
-    (table,) = tmp_path.glob("prepared/voc_photos/*/1.0.0/table.npz")
+    (table,) = tmp_path.glob("prepared/voc_photos/*/*/table.npz")
     table.write_bytes(table.read_bytes()[:keep])
     with pytest.raises(InputError, match="the prepared copy .* is damaged .*: delete that folder"):
         load()
@@ -217,7 +231,7 @@ def test_a_damaged_copy_is_named(load, tmp_path, keep):
 
 def test_a_prepared_dir_that_cannot_be_written_is_named(load, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="VOC's prepared copy cannot be made under .*file"):
+    with pytest.raises(InputError, match="the prepared copy of voc cannot be made under .*file"):
         load(prepared_dir=tmp_path / "file")
     with pytest.raises(InputError, match="prepared_dir is empty"):
         load(prepared_dir="")
@@ -308,7 +322,8 @@ def test_the_real_voc_2007(tmp_path):
     source = pathlib.Path(os.environ.get("MLFSIC_SHARED", "../shared")) / "data" / "VOCdevkit"
     if not (source / "VOC2007").is_dir():
         pytest.skip(f"no VOCdevkit at {source}; set MLFSIC_SHARED to the folder that holds data/")
-    dataset = voc.load(source=source, prepared_dir=tmp_path)
+    fields = {"source": source, "prepared_dir": tmp_path, "policy": "leakfree", "split": "", "seed": 0}
+    dataset = data.load(types.SimpleNamespace(name="voc", **fields))
     main = source / "VOC2007" / "ImageSets" / "Main"
     for column, label in enumerate(dataset.label_names):
         truth = dict(line.split() for line in (main / f"{label}_trainval.txt").read_text().splitlines())

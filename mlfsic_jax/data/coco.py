@@ -1,0 +1,118 @@
+"""COCO 2014 from the official folders train2014/, val2014/ and annotations/instances_*.json."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from mlfsic_jax.data import prepared
+from mlfsic_jax.errors import InputError
+
+LABEL_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+DISPLAY_NAMES: dict[str, str] = {}
+TRAINING_SET = "train2014"
+IMAGE_SETS = (TRAINING_SET, "val2014")
+POLICY = "exclusive"
+LAYOUT = (
+    "COCO comes from https://cocodataset.org/#download: unpack train2014.zip, val2014.zip and "
+    "annotations_trainval2014.zip into one folder and give it; it then holds train2014/, val2014/ and "
+    "annotations/instances_train2014.json, instances_val2014.json"
+)
+
+
+def scan(source: pathlib.Path) -> prepared.Source:
+    """Lists the photos and instance files of whichever of the two sets is there.
+
+    Images are called ``"train2014/COCO_train2014_000000000009"``. A label is positive if the image has any annotated
+    instance of it, crowds included.
+    """
+    annotations = {name: source / "annotations" / f"instances_{name}.json" for name in IMAGE_SETS}
+    sets = [name for name in IMAGE_SETS if annotations[name].is_file() or (source / name).is_dir()]
+    if not sets:
+        raise InputError(f"source {source} holds neither train2014 nor val2014. {LAYOUT}")
+    for name in sets:
+        if not annotations[name].is_file():
+            raise InputError(
+                f"{annotations[name]} is missing: unpack annotations_trainval2014.zip, or move {name} away"
+            )
+        if not (source / name).is_dir():
+            raise InputError(f"the photo folder {source / name} is missing: unpack {name}.zip in {source}")
+    parts: list[Any] = []
+    for name in sets:
+        parts += [name, annotations[name], listing(source / name)]
+    digest = prepared.digest(parts)
+    read = functools.partial(_read, source, {name: annotations[name] for name in sets})
+    return prepared.Source(digest, "_".join(sets), read)
+
+
+def listing(folder: pathlib.Path) -> list[tuple[str, int]]:
+    """(name, size in bytes) of every file of a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+
+
+def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepared.Contents:
+    examples = []
+    for name, path in annotations.items():
+        for stem, photo, labels in instances(path, source / name):
+            unknown = sorted(set(labels) - set(LABEL_NAMES))
+            if unknown:
+                raise InputError(f"{path} has the category {unknown[0]!r}, which is none of COCO's 80: get it again")
+            examples.append(prepared.Example(f"{name}/{stem}", photo, labels))
+    missing = prepared.missing_photos([example.photo for example in examples], source)
+    if missing:
+        raise InputError(f"{missing}. Finish the download, or move that set and its instances file away")
+    notes = [f"COCO 2014: {' and '.join(annotations)}; any annotated instance makes a label positive."]
+    return prepared.Contents(LABEL_NAMES, sorted(examples), notes)
+
+
+def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathlib.Path, Sequence[str]]]:
+    """The images of a COCO instances file with their labels.
+
+    Args:
+      path: JSON with "images" (id, file_name), "annotations" (image_id, category_id) and "categories" (id, name).
+      folder: where its photos are.
+
+    Returns:
+      (file name without its ending, photo, sorted label names) of every image, annotated or not.
+
+    Raises:
+      InputError: the file is no such JSON, or it refers to an image or category that it does not have.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        labels: dict[Any, set[str]] = {image: set() for image in files}
+        for annotation in content["annotations"]:
+            labels[annotation["image_id"]].add(names[annotation["category_id"]])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # JSON's and Unicode's
+        raise InputError(f"{path} is not valid JSON ({error}): is the download complete?") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f'{path} is not a COCO instances file ({reason}): it needs "images", "annotations" and "categories" whose '
+            "ids match"
+        ) from error
+    found = []
+    for image, file in files.items():
+        photo = pathlib.PurePosixPath(file)
+        if photo.is_absolute() or ".." in photo.parts:
+            raise InputError(f"{path} names the photo {file!r}: photos must lie inside {folder}")
+        found.append((str(photo.with_suffix("")), folder / photo, sorted(labels[image])))
+    return found

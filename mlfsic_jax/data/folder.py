@@ -1,0 +1,122 @@
+"""A user's own photos: a folder, and what says which labels each photo has.
+
+Found in the folder, in this order:
+
+- ``labels.csv`` with the columns ``file`` and ``labels``, several labels separated by ``|``: ``beach.jpg,sand|sea``;
+- ``labels.csv`` with the column ``file`` and one column of 0 and 1 per label;
+- ``labels.json``, a COCO instances file;
+- one sub-folder per label. A photo with several labels stands in several: copies and links of a file are one image.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import pathlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+from mlfsic_jax.data import prepared
+from mlfsic_jax.data.coco import instances
+from mlfsic_jax.errors import InputError
+
+DISPLAY_NAMES: dict[str, str] = {}
+POLICY = "leakfree"
+LAYOUT = (
+    "Give a folder of photos with labels.csv (columns file, labels; several labels as sand|sea), or with labels.csv of "
+    "one 0/1 column per label, or with labels.json in COCO's format, or with one sub-folder of photos per label"
+)
+
+
+def scan(source: pathlib.Path) -> prepared.Source:
+    """Lists the photos and reads which labels they have; images are called by their path in the folder."""
+    if not source.is_dir():
+        raise InputError(f"source {source} is not a folder. {LAYOUT}")
+    table, instances_file = source / "labels.csv", source / "labels.json"
+    if table.is_file():
+        labels, described_by = _from_csv(table), [table]
+    elif instances_file.is_file():
+        found = instances(instances_file, source)
+        labels, described_by = {photo: names for _, photo, names in found}, [instances_file]
+    else:
+        labels, described_by = _from_folders(source), []
+    missing = prepared.missing_photos(list(labels), source)
+    if missing:
+        raise InputError(f"{missing}. Correct {described_by[0] if described_by else 'the folder'}")
+    examples = sorted(
+        prepared.Example(photo.relative_to(source).as_posix(), photo, sorted(names)) for photo, names in labels.items()
+    )
+    label_names = sorted({name for example in examples for name in example.labels})
+    if not label_names:
+        raise InputError(f"no photo of {source} has a label. {LAYOUT}")
+    sizes = [(example.name, example.labels, example.photo.stat().st_size) for example in examples]
+    notes = [f"Photos of {source.name}/, labels from {described_by[0].name if described_by else 'sub-folders'}."]
+    contents = prepared.Contents(label_names, examples, notes)
+    return prepared.Source(prepared.digest([*described_by, sizes]), source.resolve().name, lambda: contents)
+
+
+def _from_csv(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
+    labels: dict[pathlib.Path, list[str]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = [column.strip() for column in reader.fieldnames or ()]
+            if columns[:1] != ["file"] or len(columns) < 2 or "" in columns or len(set(columns)) != len(columns):
+                raise InputError(
+                    f"{path}, line 1: the columns must be file,labels or file and one column per label, not {columns}"
+                )
+            reader.fieldnames = columns
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
+                names = _names(row, columns, where)
+                photo = pathlib.PurePosixPath(row["file"].strip())
+                if not photo.parts or photo.is_absolute() or ".." in photo.parts:
+                    raise InputError(f"{where}: {row['file']!r} must be the path of a photo inside {path.parent}")
+                if path.parent / photo in labels:
+                    raise InputError(f"{where}: {row['file']!r} occurs twice; put all labels of a photo into one line")
+                labels[path.parent / photo] = names
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): save it as CSV in UTF-8") from error
+    return labels
+
+
+def _names(row: dict[str, str], columns: list[str], where: str) -> list[str]:
+    """The labels of one line."""
+    if columns == ["file", "labels"]:
+        names = [name.strip() for name in row["labels"].split("|") if name.strip()]
+        if len(set(names)) != len(names):
+            raise InputError(f"{where}: a label occurs twice in {row['labels']!r}")
+        return names
+    cells = {column: row[column].strip() for column in columns[1:]}
+    for column, cell in cells.items():
+        if cell not in ("0", "1", ""):
+            raise InputError(f"{where}, column {column!r}: {cell[:20]!r}, expected 0 or 1")
+    return [column for column, cell in cells.items() if cell == "1"]
+
+
+def _from_folders(source: pathlib.Path) -> dict[pathlib.Path, set[str]]:
+    """Files of the same content are one image, called by the first of them."""
+    by_size = collections.defaultdict(list)
+    for label, photo in _photos(source):
+        by_size[photo.stat().st_size].append((label, photo))
+    if not by_size:
+        raise InputError(f"{source} holds no labels.csv, no labels.json and no photos in sub-folders. {LAYOUT}")
+    labels: dict[pathlib.Path, set[str]] = {}
+    for same_size in by_size.values():
+        first: dict[str, pathlib.Path] = {}
+        for label, photo in same_size:
+            content = prepared.digest([photo]) if len(same_size) > 1 else ""
+            labels.setdefault(first.setdefault(content, photo), set()).add(label)
+    return labels
+
+
+def _photos(source: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    endings = Image.registered_extensions()
+    for folder in sorted(source.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            for photo in sorted(folder.rglob("*")):
+                if photo.suffix.lower() in endings and photo.is_file():
+                    yield folder.name, photo

@@ -1,0 +1,83 @@
+"""iMaterialist (Fashion) 2019, FGVC6, from Kaggle's train.csv, label_descriptions.json and train/."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import pathlib
+import sys
+
+from mlfsic_jax.data import prepared
+from mlfsic_jax.data.coco import listing
+from mlfsic_jax.errors import InputError
+
+LABEL_NAMES = (
+    "shirt, blouse", "top, t-shirt, sweatshirt", "sweater", "cardigan", "jacket", "vest", "pants", "shorts", "skirt",
+    "coat", "dress", "jumpsuit", "cape", "glasses", "hat", "headband, head covering, hair accessory", "tie", "glove",
+    "watch", "belt", "leg warmer", "tights, stockings", "sock", "shoe", "bag, wallet", "scarf", "umbrella", "hood",
+    "collar", "lapel", "epaulette", "sleeve", "pocket", "neckline", "buckle", "zipper", "applique", "bead", "bow",
+    "flower", "fringe", "ribbon", "rivet", "ruffle", "sequin", "tassel",
+)  # fmt: skip
+DISPLAY_NAMES: dict[str, str] = {}
+POLICY = "leakfree"
+LAYOUT = (
+    "iMaterialist comes from https://www.kaggle.com/c/imaterialist-fashion-2019-FGVC6/data: give the folder that holds "
+    "train.csv, label_descriptions.json and train/"
+)
+
+
+def scan(source: pathlib.Path) -> prepared.Source:
+    """Lists the photos of ``train/``; images are called by their file name without its ending.
+
+    A label is positive if the photo has a segment of it; the segments' attributes are not labels.
+    """
+    table, descriptions, photos = source / "train.csv", source / "label_descriptions.json", source / "train"
+    absent = [path for path in (table, descriptions) if not path.is_file()] + [photos] * (not photos.is_dir())
+    if absent:
+        raise InputError(f"{absent[0]} is missing. {LAYOUT}")
+    digest = prepared.digest([table, descriptions, listing(photos)])
+    return prepared.Source(digest, "train", functools.partial(_read, table, descriptions, photos))
+
+
+def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path) -> prepared.Contents:
+    names = _category_names(descriptions)
+    labels: dict[str, set[str]] = {}
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a segment's outline is one long field
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"ImageId", "ClassId"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{table} needs the columns ImageId and ClassId, it has {reader.fieldnames}")
+            for row in reader:
+                category = (row["ClassId"] or "").split("_")[0]  # "6_12_3": category 6 with attributes 12 and 3
+                if category not in names:
+                    raise InputError(
+                        f"{table}, line {reader.line_num}: ClassId {row['ClassId']!r} is no category of "
+                        f"{descriptions.name}; get the file again"
+                    )
+                if pathlib.PurePath(row["ImageId"]).name != row["ImageId"]:
+                    raise InputError(f"{table}, line {reader.line_num}: {row['ImageId']!r} is not a photo's file name")
+                labels.setdefault(row["ImageId"], set()).add(names[category])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read ({error}): get it again") from error
+    examples = []
+    for image, found in labels.items():
+        photo = photos / image if pathlib.PurePath(image).suffix else photos / f"{image}.jpg"
+        examples.append(prepared.Example(photo.stem, photo, sorted(found)))
+    missing = prepared.missing_photos([example.photo for example in examples], photos.parent)
+    if missing:
+        raise InputError(f"{missing}. Finish the download")
+    return prepared.Contents(LABEL_NAMES, sorted(examples), ["iMaterialist (Fashion) 2019: the photos of train.csv."])
+
+
+def _category_names(path: pathlib.Path) -> dict[str, str]:
+    """Category id, as train.csv writes it -> name."""
+    try:
+        names = {str(int(c["id"])): str(c["name"]) for c in json.loads(path.read_bytes())["categories"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} has no readable list of categories ({error}): get it again") from error
+    if set(names.values()) != set(LABEL_NAMES):
+        differ = sorted(set(names.values()) ^ set(LABEL_NAMES))
+        raise InputError(f"{path} does not hold iMaterialist 2019's 46 categories, see {differ[0]!r}: get it again")
+    return names

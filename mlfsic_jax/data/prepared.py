@@ -1,0 +1,400 @@
+"""Prepared copies: a dataset's photos, byte for byte, in array_record files, and a small table of names and labels.
+
+Photos in a hundred thousand files are slow to list and to read; a copy is a few dozen files with random access, written
+and read by TFDS, which needs no TensorFlow for that. It is made in parts, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlfsic_jax.data.transforms import decode_photo
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.progress import track
+
+_VERSION, _TFDS_SPLIT = "1.1.0", "images"
+_TABLE_FILE = "table.npz"
+_PART_FILE = "part.json"
+_PART_SIZE = 4096
+_READERS = 4
+
+
+class Example(NamedTuple):
+    """One photo of a source folder.
+
+    Attributes:
+      name: unique in the dataset.
+      photo: its file.
+      labels: names of the labels that it has.
+      ignored: names of labels that play no part in the choice of images, see ``splits.split_images``.
+    """
+
+    name: str
+    photo: pathlib.Path
+    labels: Sequence[str]
+    ignored: Sequence[str] = ()
+
+
+class Contents(NamedTuple):
+    """What a source folder holds.
+
+    Attributes:
+      label_names: C names.
+      examples: in the order of their names.
+      notes: lines for the data card.
+    """
+
+    label_names: Sequence[str]
+    examples: Sequence[Example]
+    notes: Sequence[str] = ()
+
+
+class Source(NamedTuple):
+    """A source folder that was listed, its annotations perhaps not read yet.
+
+    Attributes:
+      digest: hex digest that changes when photos or annotations change.
+      title: part of the copy's folder name.
+      read: reads the annotations.
+    """
+
+    digest: str
+    title: str
+    read: Callable[[], Contents]
+
+
+class Copy(NamedTuple):
+    """A prepared copy, images in the order of their names.
+
+    Attributes:
+      names: str [I].
+      label_names: str [C].
+      labels: bool [I, C].
+      ignored: bool [I, C].
+      records: int64 [I, 2], the part in which a photo lies and its place there.
+      unreadable: str [I], why a photo cannot be read; empty where it can.
+      notes: str [N], lines for the data card.
+      digest: of the source.
+      path: its folder.
+    """
+
+    names: np.ndarray
+    label_names: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray
+    records: np.ndarray
+    unreadable: np.ndarray
+    notes: np.ndarray
+    digest: str
+    path: pathlib.Path
+
+
+def open_or_prepare(
+    name: str,
+    source: str | os.PathLike[str] | None,
+    prepared_dir: str | os.PathLike[str],
+    scan: Callable[[pathlib.Path], Source],
+    layout: str,
+) -> Copy:
+    """The prepared copy that belongs to a source folder, made or finished where needed.
+
+    Args:
+      name: of the dataset, e.g. ``"voc"``.
+      source: the dataset's folder. It is needed only to prepare a copy: if it is gone and ``prepared_dir`` holds
+        exactly one prepared copy, that one is used.
+      prepared_dir: where prepared copies are kept. A source whose photos or annotations changed gets a new copy.
+      scan: lists a source folder.
+      layout: how the folder is made, for error messages.
+
+    Raises:
+      InputError: the source is missing, incomplete or malformed, or the prepared copy is damaged.
+    """
+    if not prepared_dir:
+        raise InputError(f"prepared_dir is empty: give a folder that can hold a copy of the photos of {name}")
+    root = pathlib.Path(prepared_dir).expanduser() / f"{name}_photos"
+    path = pathlib.Path(source).expanduser() if source else None
+    if path is not None and path.exists():
+        scanned = scan(path)
+        copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
+        if not (copy / _TABLE_FILE).is_file():
+            contents = scanned.read()
+            try:
+                with _lock(root, name):
+                    if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
+                        _prepare(name, contents, scanned.digest, copy)
+            except OSError as error:
+                raise InputError(f"the prepared copy of {name} cannot be made under {root}: {error}") from error
+        return _read_table(copy)
+    copy = _only_copy(name, path, root, layout)
+    note = f"The source folder {path or '(none given)'} is absent: the prepared copy {copy} is used."
+    print(note, file=sys.stderr, flush=True)
+    table = _read_table(copy)
+    return table._replace(notes=np.array([*table.notes, note]))
+
+
+def is_available(name: str, source: str | os.PathLike[str] | None, prepared_dir: str | os.PathLike[str]) -> bool:
+    """Whether ``open_or_prepare`` has something to start from: the source folder or a prepared copy."""
+    if source and pathlib.Path(source).expanduser().exists():
+        return True
+    return any((pathlib.Path(prepared_dir).expanduser() / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+
+
+def digest(parts: Sequence[Any]) -> str:
+    """sha256 over the parts as hex: bytes as they are, files' bytes for paths, anything else by its repr."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, pathlib.Path):
+            with open(part, "rb") as file:
+                part = hashlib.file_digest(file, "sha256").digest()
+        encoded = part if isinstance(part, bytes) else repr(part).encode()
+        total.update(len(encoded).to_bytes(8, "little") + encoded)
+    return total.hexdigest()
+
+
+def missing_photos(paths: Sequence[pathlib.Path], source: pathlib.Path) -> str:
+    """Which of the photos are missing or empty, as the start of a message; "" if none is."""
+    missing = [path for path in paths if not _size(path)]
+    if not missing:
+        return ""
+    first = ", ".join(str(path.relative_to(source)) for path in missing[:3]) + (", .." if len(missing) > 3 else "")
+    return f"{len(missing)} of the {len(paths)} photos that the annotations name are missing or empty: {first}"
+
+
+def _size(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def photos(copy: Copy) -> Callable[[int], np.ndarray]:
+    """``i -> uint8 [H, W, 3]``: random access to the photos of a copy; its files are opened at the first call."""
+
+    @functools.cache
+    def records(part: int) -> Sequence[dict[str, Any]]:
+        return _open_records(copy.path / _part_name(part))
+
+    def load_image(i: int) -> np.ndarray:
+        name = str(copy.names[i])
+        part, place = copy.records[i].tolist()
+        try:
+            record = records(part)[place]
+            if record["filename"].decode() != name:
+                raise ValueError(f"found {record['filename']!r} in the place of {name}")
+        except Exception as error:  # array_record and protobuf raise their own errors for damaged files
+            raise _damaged(copy.path, error) from error
+        return decode_photo(record["image"], name)
+
+    return load_image
+
+
+# --- writing
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Lets one process at a time prepare; the lock goes with the process, however that ends."""
+    import fcntl  # array_record has no Windows build, so neither has this module
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {name} in {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _part_name(part: int) -> str:
+    return f"part_{part:05}"
+
+
+def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Path) -> None:
+    """Writes the parts that are not there yet, then the table, which says that the copy is whole."""
+    examples = contents.examples
+    if not examples:
+        raise InputError(f"the source of {name} names no photo at all")
+    size = sum(_size(example.photo) for example in examples)
+    copy.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(copy).free
+    parts = [examples[i : i + _PART_SIZE] for i in range(0, len(examples), _PART_SIZE)]
+    done = sum((copy / _part_name(i) / _PART_FILE).is_file() for i in range(len(parts)))
+    if done == 0 and free < size:
+        raise InputError(f"{copy} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set another folder")
+    if done:
+        print(f"continuing the prepared copy {copy} at part {done} of {len(parts)}", file=sys.stderr, flush=True)
+    remaining = sum(len(part) for part in parts[done:])
+    with ThreadPoolExecutor(_READERS) as readers:
+        tracked = track(
+            _write_parts(name, parts, copy, readers), total=remaining, description=f"preparing {name}", unit="photos"
+        )
+        for _ in tracked:
+            pass
+    notes = [json.loads((copy / _part_name(i) / _PART_FILE).read_text()) for i in range(len(parts))]
+    places = {n: (i, place) for i, note in enumerate(notes) for place, n in enumerate(note["names"])}
+    unreadable = {n: why for note in notes for n, why in note["unreadable"].items()}
+    column = {label: c for c, label in enumerate(contents.label_names)}
+    table = {
+        "names": np.array([example.name for example in examples]),
+        "label_names": np.array(contents.label_names),
+        "labels": _label_matrix([example.labels for example in examples], column),
+        "ignored": _label_matrix([example.ignored for example in examples], column),
+        "records": np.array([places[example.name] for example in examples]),
+        "unreadable": np.array([unreadable.get(example.name, "") for example in examples]),
+        "notes": np.array(contents.notes, dtype=str),
+        "digest": np.array(source_digest),
+    }
+    scratch = copy / f".{_TABLE_FILE}"  # np.savez would add .npz to another ending
+    np.savez_compressed(scratch, **table)
+    os.replace(scratch, copy / _TABLE_FILE)
+
+
+def _write_parts(
+    name: str, parts: Sequence[Sequence[Example]], copy: pathlib.Path, readers: ThreadPoolExecutor
+) -> Iterator[Example]:
+    """Yields every photo once it was looked at; a part is written when its last one was."""
+    for i, part in enumerate(parts):
+        if (copy / _part_name(i) / _PART_FILE).is_file():
+            continue
+        unreadable = {}
+        for example, why in zip(part, readers.map(_why_unreadable, part), strict=True):
+            if why:
+                unreadable[example.name] = why
+            if example is not part[-1]:
+                yield example
+        _write_part(name, part, unreadable, copy / _part_name(i))
+        yield part[-1]
+
+
+def _why_unreadable(example: Example) -> str:
+    try:
+        decode_photo(example.photo, example.name)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _write_part(name: str, part: Sequence[Example], unreadable: dict[str, str], folder: pathlib.Path) -> None:
+    """Writes in a scratch folder and moves the result into place at the end: a part is whole or absent."""
+    import tensorflow_datasets as tfds
+
+    scratch = folder.parent / ".preparing"
+    shutil.rmtree(scratch, ignore_errors=True)  # what an interrupted run left
+    try:
+        with _silent_tfds():
+            config = tfds.core.BuilderConfig(name=folder.name)
+            builder = _builder_class(f"{name}_photos")(examples=part, data_dir=scratch, config=config)
+            builder.download_and_prepare(file_format="array_record")
+        written = pathlib.Path(builder.data_dir)
+        names = [record["filename"].decode() for record in _open_records(written)]  # TFDS shuffles
+        (written / _PART_FILE).write_text(json.dumps({"names": names, "unreadable": unreadable}))
+        shutil.rmtree(folder, ignore_errors=True)
+        written.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _label_matrix(label_lists: Sequence[Sequence[str]], column: dict[str, int]) -> np.ndarray:
+    matrix = np.zeros((len(label_lists), len(column)), bool)  # [I, C]
+    for i, labels in enumerate(label_lists):
+        matrix[i, [column[label] for label in labels]] = True
+    return matrix
+
+
+@functools.cache
+def _builder_class(builder_name: str) -> Any:
+    """The TFDS builder; made on demand because importing TFDS is slow and not everybody needs it."""
+    import tensorflow_datasets as tfds
+
+    class Photos(tfds.core.GeneratorBasedBuilder):
+        """Photos as they are, under their names; labels stand in the table beside them."""
+
+        name = builder_name
+        VERSION = tfds.core.Version(_VERSION)
+
+        def __init__(self, *, examples: Sequence[Example], **options: Any) -> None:
+            self._examples = examples
+            super().__init__(**options)
+
+        def _info(self) -> Any:
+            features = {"image": tfds.features.Image(), "filename": tfds.features.Text()}
+            return tfds.core.DatasetInfo(
+                builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {_TFDS_SPLIT: self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+            for example in self._examples:
+                yield example.name, {"image": str(example.photo), "filename": example.name}
+
+    return Photos
+
+
+@contextlib.contextmanager
+def _silent_tfds() -> Iterator[None]:
+    """Keeps TFDS's bars, log lines and prints from the screen; ours go to standard error."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+
+
+# --- reading
+
+
+def _only_copy(name: str, source: pathlib.Path | None, root: pathlib.Path, layout: str) -> pathlib.Path:
+    copies = sorted(table.parent for table in root.glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+    missing = f"source {source} does not exist" if source else "no source folder is given"
+    if not copies:
+        raise InputError(f"{missing}, and {root} holds no prepared copy of {name}. {layout}")
+    if len(copies) > 1:
+        listing = ", ".join(str(copy) for copy in copies)
+        raise InputError(f"{missing}, and there are several prepared copies: {listing}. Give the source, or keep one")
+    return copies[0]
+
+
+def _damaged(copy: pathlib.Path, reason: object) -> InputError:
+    return InputError(f"the prepared copy {copy} is damaged ({reason}): delete that folder, and it is prepared anew")
+
+
+def _read_table(copy: pathlib.Path) -> Copy:
+    fields = [field for field in Copy._fields if field != "path"]
+    try:
+        with open(copy / _TABLE_FILE, "rb") as file, np.load(file) as archive:
+            table = Copy(**{field: archive[field] for field in fields}, path=copy)
+    except Exception as error:  # a damaged archive raises zipfile's, zlib's and NumPy's errors
+        raise _damaged(copy, error) from error
+    return table._replace(digest=str(table.digest))
+
+
+def _open_records(folder: pathlib.Path) -> Sequence[dict[str, Any]]:
+    """The records of one part by place, photos still encoded."""
+    import tensorflow_datasets as tfds
+
+    with _silent_tfds():
+        builder = tfds.builder_from_directory(folder)
+        return builder.as_data_source(split=_TFDS_SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
