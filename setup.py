@@ -39,6 +39,8 @@ setup(
     extras_require={
         "test": ["chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.5"],
         "torch": ["torch>=2.6"],
+        "text": ["huggingface_hub>=1.0", "torch>=2.6", "transformers>=5.0"],
+        "word2vec": ["gensim>=4.4"],
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
     },

@@ -17,6 +17,7 @@ def get_config(arg: str = ""):
     config.data.images_per_split = (800, 300, 400)
     config.labels.embedding = "dataset"
     config.backbone = "conv4"
+    config.backbone_weights = ""
     config.train_backbone = True
     config.model.d_joint = 128
     config.model.d_dynamic = 16

@@ -24,13 +24,9 @@ def get_config(arg: str = ""):
     config = defaults.default()
     config.workdir = f"runs/voc_{arg}" if arg else "runs/voc"
     config.data.name = "voc"
-    config.data.source = "data/VOCdevkit"
-    config.labels.vectors = "data/glove.6B.300d.txt"
-    config.backbone = "resnet50"
-    config.backbone_weights = "data/resnet50-0676ba61.pth"
+    config.data.source = "data/VOCdevkit"  # where mlfsic_jax.data.prepare --dataset=voc --download puts it
     if arg in ("cpu", "deploy"):
         config.backbone = "mobilenet_v2"
-        config.backbone_weights = "data/mobilenet_v2-b0353104.pth"
         config.train.epochs = 20
         config.train.warmup_epochs = 1
         config.train.validate_every = 2

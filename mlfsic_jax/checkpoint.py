@@ -53,13 +53,13 @@ class Checkpoints:
         if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics):
             raise InputError(f"step {step} already stands in {self._manager.directory}: choose another workdir")
 
-    def restore(self, step: int, like):
-        """The pytree saved at ``step``, with the shapes, dtypes and placement of ``like``."""
+    def restore(self, step: int, like, partial: bool = False):
+        """The pytree saved at ``step``, with the shapes and dtypes of ``like``; ``partial``: the parts it names."""
         # With an explicit sharding a checkpoint opens on any number of devices.
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         how = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=how))
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=partial))
         return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:

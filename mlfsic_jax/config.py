@@ -5,7 +5,10 @@ from __future__ import annotations
 import ml_collections
 
 from mlfsic_jax.backbones import BACKBONES
+from mlfsic_jax.data import DATASETS
+from mlfsic_jax.data.splits import POLICIES
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.label_embeddings import EMBEDDINGS
 from mlfsic_jax.lcm import SCORE_SCALINGS
 
 
@@ -15,23 +18,25 @@ def default() -> ml_collections.ConfigDict:
     config.seed = 0
     config.workdir = "runs/default"  # checkpoints, metrics.jsonl, results.json
     config.cache_dir = "cache"  # local features or resized photos, prepared datasets, compiled programs
+    config.data_dir = "data"  # downloaded weights and word vectors
     config.shots = (1, 5)  # K; one model is trained for each
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "voc"
     config.data.source = ""  # the dataset's official folder
     config.data.prepared_dir = ""  # the prepared copy; empty: in cache_dir
-    config.data.policy = "leakfree"  # which images a split may use: "leakfree" or "exclusive"
-    config.data.image_size = 224
+    config.data.policy = ""  # which images a split may use: "leakfree", "exclusive", COCO's "laso"; empty: the usual
+    config.data.split = ""  # of the labels; empty: the published one; "auto": random; or a JSON file
+    config.data.image_size = 0  # 0: the backbone's own
     config.data.images_per_split = (1200, 400, 600)  # generated data only
-    config.data.seed = 0  # generated data only
+    config.data.seed = 0  # of generated data, and of an automatic split
 
     config.labels = ml_collections.ConfigDict()
-    config.labels.embedding = "glove"  # "glove": a text file of word vectors; "dataset": generated data bring theirs
-    config.labels.vectors = ""
+    config.labels.embedding = "glove"  # see label_embeddings.EMBEDDINGS; "dataset": generated data bring theirs
+    config.labels.vectors = ""  # empty: the embedding's usual file in data_dir
 
-    config.backbone = "resnet50"
-    config.backbone_weights = ""  # empty: random weights, only for a backbone that is trained
+    config.backbone = "resnet50"  # see backbones.BACKBONES
+    config.backbone_weights = "published"  # those in data_dir; or a file; empty: random, for one that is trained
     config.train_backbone = False  # False: frozen, local features cached; True: trained end to end from photos
     config.augment = True  # of the photos, when the backbone is trained
 
@@ -76,6 +81,12 @@ def default() -> ml_collections.ConfigDict:
     config.train.validate_every = 1  # epochs between two validations, each of which writes a checkpoint
     config.train.validation_episodes = 50
 
+    config.pretrain = ml_collections.ConfigDict()  # of the backbone, as a classifier of the train labels
+    config.pretrain.epochs = 40
+    config.pretrain.warmup_epochs = 1
+    config.pretrain.batch_size = 64
+    config.pretrain.learning_rate = 1e-4
+
     config.eval = ml_collections.ConfigDict()
     config.eval.episodes = 200
     config.eval.n_query = 4
@@ -101,10 +112,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     shots = config.shots
     need(len(shots) > 0 and all(isinstance(k, int) and k > 0 for k in shots), "shots", "whole numbers above 0")
     need(len(set(shots)) == len(shots), "shots", "each number once")
-    need(config.data.name in ("voc", "scenes"), "data.name", "must be voc or scenes")
-    need(config.data.policy in ("leakfree", "exclusive"), "data.policy", "must be leakfree or exclusive")
-    need(config.data.image_size >= 32, "data.image_size", "must be at least 32")
-    need(config.labels.embedding in ("glove", "dataset"), "labels.embedding", "must be glove or dataset")
+    need(config.data.name in DATASETS, "data.name", f"must be one of {', '.join(DATASETS)}")
+    policies = (*POLICIES, "laso") if config.data.name == "coco" else POLICIES
+    need(config.data.policy in ("", *policies), "data.policy", f"must be empty or one of {', '.join(policies)}")
+    need(not config.data.split or config.data.name != "scenes", "data.split", "generated data have their own split")
+    need(config.data.image_size == 0 or config.data.image_size >= 32, "data.image_size", "must be 0 or at least 32")
+    embeddings = (*EMBEDDINGS, "dataset")
+    need(config.labels.embedding in embeddings, "labels.embedding", f"must be one of {', '.join(embeddings)}")
     need(config.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
     need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
     need(config.model.skip or not config.model.anchor, "model.skip", "must be True where model.anchor is")
@@ -126,13 +140,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     need(0 <= config.train.warmup_epochs < config.train.epochs, "train.warmup_epochs", "must be below train.epochs")
     need(config.train.learning_rate > 0, "train.learning_rate", "must be positive")
     need(config.train.schedule in ("cosine", "constant"), "train.schedule", "must be cosine or constant")
+    for field in ("epochs", "batch_size"):
+        need(config.pretrain[field] >= 1, f"pretrain.{field}", "must be at least 1")
+    need(config.pretrain.learning_rate > 0, "pretrain.learning_rate", "must be positive")
+    rule = "must be below pretrain.epochs"
+    need(0 <= config.pretrain.warmup_epochs < config.pretrain.epochs, "pretrain.warmup_epochs", rule)
     for field in ("episodes", "sweep_episodes"):
         need(config.eval[field] >= 2, f"eval.{field}", "must be at least 2, for an interval")
     need(config.eval.n_query >= 1, "eval.n_query", "must be at least 1")
-    need(
-        bool(config.backbone_weights) or config.train_backbone,
-        "backbone_weights",
-        "a frozen backbone needs weights: give their file, or set config.train_backbone=True",
-    )
+    rule = "a frozen backbone needs weights: give their file, or set config.train_backbone=True"
+    need(bool(config.backbone_weights) or config.train_backbone, "backbone_weights", rule)
+    if config.backbone in BACKBONES and not BACKBONES[config.backbone].files:
+        rule = f"{config.backbone} has no published weights: give a file, or leave it empty and train it"
+        need(config.backbone_weights != "published", "backbone_weights", rule)
     if mistakes:
         raise InputError("\n".join(mistakes))

@@ -83,6 +83,43 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
     return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *episodes)
 
 
+def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
+    """Draws a support set of LaSO's kind (Alfassy et al. 2019): ``n_shot`` images per label, not more if possible.
+
+    An image counts for all of its labels, so there are fewer images than ``n_shot`` per label. The label that has
+    fewest images so far (ties at random) draws among its images that are not taken yet: at random among those that
+    bring no label above ``n_shot``, or, if there is none, among those that overshoot least. LaSO says that K is fixed
+    per label, not how images are found; this is our reading.
+
+    Args:
+      key: a ``jax.random.key``.
+      labels: bool [I, C], concrete.
+      n_shot: K.
+
+    Returns:
+      int32 [S], rows of ``labels`` in the order of their drawing.
+
+    Raises:
+      ValueError: a label has fewer than ``n_shot`` images (``InfeasibleEpisode``).
+    """
+    labels = np.asarray(labels, bool)
+    short = np.flatnonzero(labels.sum(axis=0) < n_shot)
+    if len(short):
+        counts = labels[:, short].sum(axis=0).tolist()
+        raise InfeasibleEpisode(short.tolist(), counts, int(labels[:, short].any(axis=1).sum()), n_shot)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    count, free, drawn = np.zeros(labels.shape[1], int), np.ones(len(labels), bool), []
+    while count.min() < n_shot:
+        label = rng.choice(np.flatnonzero(count == count.min()))
+        candidates = np.flatnonzero(free & labels[:, label])
+        overshoot = np.maximum(count + labels[candidates] - n_shot, 0).sum(axis=1)
+        image = rng.choice(candidates[overshoot == overshoot.min()])
+        free[image] = False
+        count += labels[image]
+        drawn.append(image)
+    return np.array(drawn, np.int32)
+
+
 def _check(labels, n_shot: int, n_query: int) -> tuple[_Plan, int]:
     if isinstance(labels, jax.core.Tracer):
         raise TypeError("labels must be concrete: close over them instead of passing them through jit or vmap")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from scipy.special import expit
 
 from mlfsic_jax import word_ridge
 from mlfsic_jax.baselines import closed_form
-from mlfsic_jax.episodes import sample_episodes
+from mlfsic_jax.episodes import sample_episodes, sample_laso_support
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.metrics import METRICS, calibration_error, mean_and_ci95, multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
@@ -34,6 +35,7 @@ PAIRS = (
 )
 _EMBED_BATCH = 64
 _EPISODE_BATCH = 4
+_QUERY_BATCH = 256  # LaSO's protocol asks for thousands of queries
 
 
 class SplitView(NamedTuple):
@@ -44,12 +46,14 @@ class SplitView(NamedTuple):
       labels: bool [I, C].
       word_vectors: float32 [C, d_w].
       label_names: C names, for messages.
+      support: bool [I] or None, see ``data.Split``.
     """
 
     inputs: Callable[[np.ndarray], np.ndarray]
     labels: np.ndarray
     word_vectors: np.ndarray
     label_names: tuple[str, ...]
+    support: np.ndarray | None = None
 
 
 class Embedded(NamedTuple):
@@ -108,7 +112,7 @@ def embed(model: BaseModel, variables, inputs, rows: np.ndarray, fitted: word_ri
       fitted: says how regions are projected.
     """
     parts = []
-    for batch, padded in _batches(rows):
+    for batch, padded in batches(rows):
         part = _embed_batch(model, variables, inputs(padded), fitted)
         parts.append([np.asarray(x)[: len(batch)] for x in part])
     return Embedded(*map(np.concatenate, zip(*parts, strict=True)))
@@ -126,13 +130,13 @@ def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOption
     features = np.concatenate(
         [
             np.asarray(_global_batch(model, variables, base.inputs(p)))[: len(b)]
-            for b, p in _batches(np.arange(len(base.labels)))
+            for b, p in batches(np.arange(len(base.labels)))
         ]
     )
     # A spread of images is enough for the directions: each gives as many samples as it has positions.
     some = np.unique(np.linspace(0, len(features) - 1, 512).astype(int))
     local = np.concatenate(
-        [np.asarray(_local_batch(model, variables, base.inputs(p)))[: len(b)] for b, p in _batches(some)]
+        [np.asarray(_local_batch(model, variables, base.inputs(p)))[: len(b)] for b, p in batches(some)]
     )
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     return word_ridge.fit(
@@ -145,8 +149,8 @@ def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOption
     )
 
 
-def _batches(rows: np.ndarray):
-    """(batch, the same filled up to one size with copies of its last row), so that one program serves all."""
+def batches(rows: np.ndarray):
+    """Cuts int [B] into (batch, the same filled up to one size with copies of its last), so one program serves all."""
     for start in range(0, len(rows), _EMBED_BATCH):
         batch = rows[start : start + _EMBED_BATCH]
         yield batch, np.concatenate([batch, np.full(_EMBED_BATCH - len(batch), batch[-1])])
@@ -178,17 +182,17 @@ def score_episodes(
       key: fixes the episodes.
       n_episodes: E.
       n_shot: K.
-      n_query: query images per label.
+      n_query: query images per label; under LaSO's protocol all images that may not be support are queries.
       thresholds: T values of theta for LCM; none leaves LCM out.
       lcm: how LCM runs.
       fitted: what the methods without training take from the base images; None leaves those methods out.
       ridge: settings of those methods.
     """
     episode_key, chance_key = jax.random.split(key)
-    episodes = sample_episodes(episode_key, split.labels, n_episodes=n_episodes, n_shot=n_shot, n_query=n_query)
-    support, query = np.asarray(episodes.support), np.asarray(episodes.query)
-    rows, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
-    support, query = where[: support.size].reshape(support.shape), where[support.size :].reshape(query.shape)
+    support, query = draw(episode_key, split, n_episodes, n_shot, n_query)
+    rows, where = np.unique(np.concatenate([*support, query.ravel()]), return_inverse=True)
+    *support, query = np.split(where, np.cumsum([len(s) for s in support]))
+    query = query.reshape(n_episodes, -1)
 
     embedded = embed(model, variables, split.inputs, rows, fitted)
     labels, words = split.labels[rows], jnp.asarray(split.word_vectors)
@@ -196,35 +200,60 @@ def score_episodes(
     thresholds = jnp.asarray(thresholds, jnp.float32)
     importance = np.zeros(embedded.locals_.shape[:2], np.float32)
     if len(thresholds):
-        in_support = np.unique(support)
-        for batch, padded in _batches(in_support):
+        in_support = np.unique(np.concatenate(support))
+        for batch, padded in batches(in_support):
             scores = _lcm_batch(model, variables, embedded.locals_[padded], labels[padded], words, lcm)
             importance[batch] = np.asarray(scores)[: len(batch)]
 
-    methods, lcm_scores, kept = {}, [], []
     pooled = embedded.locals_.mean(axis=1)
-    for start in range(0, n_episodes, _EPISODE_BATCH):
-        # The last batch is filled up with copies of its last episode, so that one program serves all.
-        batch = np.minimum(np.arange(start, start + _EPISODE_BATCH), n_episodes - 1)
-        s, q = support[batch], query[batch]
-        out, by_threshold, fraction = _score_batch(
-            model, variables, lcm.score_scaling, ridge or RidgeOptions(), words, thresholds, fitted,
-            embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s],
-            embedded.globals_[q], pooled[q], embedded.regions[q],
-        )  # fmt: skip
-        real = min(_EPISODE_BATCH, n_episodes - start)
-        for name, value in out.items():
-            methods.setdefault(name, []).append(np.asarray(value)[:real])
-        lcm_scores.append(np.asarray(by_threshold)[:real])
-        kept.append(np.asarray(fraction)[:real])
     truth = labels[query]
+    methods: dict[str, np.ndarray] = {}
+    lcm_scores = np.zeros((len(thresholds), *truth.shape), np.float32)
+    kept = np.zeros((n_episodes, len(thresholds)))
+    n_queries = query.shape[1]
+    chunk = min(n_queries, _QUERY_BATCH)
+    jobs = [(e, start) for e in range(n_episodes) for start in range(0, n_queries, chunk)]
+    # Episodes whose supports are of one size share a program; under our own protocol that is all of them.
+    for _, same_size in itertools.groupby(jobs, key=lambda job: len(support[job[0]])):
+        same_size = list(same_size)
+        for first in range(0, len(same_size), _EPISODE_BATCH):
+            batch = same_size[first : first + _EPISODE_BATCH]
+            # The last batch is filled up with copies of its last episode, the last queries likewise.
+            filled = batch + batch[-1:] * (_EPISODE_BATCH - len(batch))
+            s = np.stack([support[e] for e, _ in filled])
+            q = np.stack([query[e, np.minimum(np.arange(start, start + chunk), n_queries - 1)] for e, start in filled])
+            out, by_threshold, fraction = _score_batch(
+                model, variables, lcm.score_scaling, ridge or RidgeOptions(), words, thresholds, fitted,
+                embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s],
+                embedded.globals_[q], pooled[q], embedded.regions[q],
+            )  # fmt: skip
+            out, by_threshold, fraction = jax.device_get((out, by_threshold, fraction))
+            for i, (e, start) in enumerate(batch):
+                stop = min(start + chunk, n_queries)
+                for name, value in out.items():
+                    methods.setdefault(name, np.zeros(truth.shape, value.dtype))[e, start:stop] = value[
+                        i, : stop - start
+                    ]
+                lcm_scores[:, e, start:stop] = by_threshold[i, :, : stop - start]
+                kept[e] = fraction[i]
     return Scores(
         labels=truth,
-        methods={name: np.concatenate(value) for name, value in methods.items()},
-        lcm=np.concatenate(lcm_scores).swapaxes(0, 1),
+        methods=methods,
+        lcm=lcm_scores,
         chance=np.random.default_rng(np.asarray(jax.random.key_data(chance_key))).random(truth.shape),
-        kept=np.concatenate(kept).mean(axis=0),
+        kept=kept.mean(axis=0),
     )
+
+
+def draw(key, split: SplitView, n_episodes: int, n_shot: int, n_query: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Supports, one int [S] per episode, and queries, int [E, Q], by the protocol of the split."""
+    if split.support is None:
+        episodes = sample_episodes(key, split.labels, n_episodes=n_episodes, n_shot=n_shot, n_query=n_query)
+        return list(np.asarray(episodes.support)), np.asarray(episodes.query)
+    pool = np.flatnonzero(split.support)
+    keys = [jax.random.fold_in(key, i) for i in range(n_episodes)]
+    support = [pool[sample_laso_support(k, split.labels[pool], n_shot=n_shot)] for k in keys]
+    return support, np.tile(np.flatnonzero(~split.support), (n_episodes, 1))
 
 
 def calibrate(scores: Scores) -> dict[str, tuple[float, float]]:

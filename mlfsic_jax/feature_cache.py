@@ -96,7 +96,13 @@ def open_or_build(
 def usable_splits(dataset: ImageDataset, cache: Cache) -> dict[str, Split]:
     """The dataset's splits without the photos that could not be read."""
     readable = np.array([name not in cache.skipped for name in dataset.image_names])
-    return {name: s._replace(images=s.images[readable[s.images]]) for name, s in dataset.splits.items()}
+
+    def usable(split: Split) -> Split:
+        keep = readable[split.images]
+        support = None if split.support is None else split.support[keep]
+        return split._replace(images=split.images[keep], support=support)
+
+    return {name: usable(split) for name, split in dataset.splits.items()}
 
 
 def _open(path: Path, manifest: dict) -> dict:

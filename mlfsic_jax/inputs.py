@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,12 @@ import numpy as np
 
 from mlfsic_jax import backbones, data
 from mlfsic_jax.backbones import pretrained
-from mlfsic_jax.data import voc
+from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.data.transforms import augment, normalise
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.evaluate import SplitView
-from mlfsic_jax.feature_cache import open_or_build, usable_splits
-from mlfsic_jax.label_embeddings import load_word_vectors
+from mlfsic_jax.feature_cache import Cache, open_or_build, usable_splits
+from mlfsic_jax.label_embeddings import default_path, how_to_get, load_word_vectors
 from mlfsic_jax.models import BaseModel
 
 
@@ -66,76 +65,126 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
     Raises:
       InputError: something is missing or does not fit; all missing files are named in one message.
     """
-    data_config = config.data.copy_and_resolve_references()
-    data_config.prepared_dir = config.data.prepared_dir or str(Path(config.cache_dir) / "datasets")
-    _report_missing(config, data_config.prepared_dir)
-    dataset = data.load(data_config)
-    print(data.data_card(dataset))
-
-    if config.labels.embedding == "glove":
-        words = load_word_vectors(config.labels.vectors, dataset.label_names, dataset.display_names)
-    elif dataset.word_vectors is not None:
+    dataset = load_dataset(config)
+    if config.labels.embedding == "dataset":
+        if dataset.word_vectors is None:
+            raise InputError(f"dataset {dataset.name} brings no word vectors: set config.labels.embedding=glove")
         words = dataset.word_vectors
     else:
-        raise InputError(f"dataset {dataset.name} brings no word vectors: set config.labels.embedding=glove")
+        words = load_word_vectors(vectors_path(config), dataset.label_names, dataset.display_names)
 
-    spec, size = backbones.BACKBONES[config.backbone], config.data.image_size
-    photo_backbone = PhotoBackbone(backbones.create(config.backbone), spec.mean, spec.std, config.augment)
-    weights, weights_hash = None, "random"
-    if config.backbone_weights:
-        weights = pretrained.load_weights(config.backbone_weights, config.backbone, size)
-        weights = {collection: {"network": tree} for collection, tree in weights.items()}
-        weights_hash = pretrained.weights_hash(config.backbone_weights)
-
-    where = {"cache_dir": config.cache_dir, "image_size": size}
+    photo_backbone, weights, weights_hash = load_backbone(config)
+    size = image_size(config)
     if config.train_backbone:
-        made_from = {"backbone": "photos"}
-        cache = open_or_build(dataset, **where, row_shape=(size, size, 3), dtype="uint8", made_from=made_from)
+        cache = photo_cache(config, dataset)
     else:
         forward = jax.jit(lambda photos: photo_backbone.apply(weights, photos))
         photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
         row_shape = jax.eval_shape(forward, photo).shape[1:]
-        normalisation = {"mean": list(spec.mean), "std": list(spec.std)}
+        normalisation = {"mean": list(photo_backbone.mean), "std": list(photo_backbone.std)}
         made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
         cache = open_or_build(
-            dataset, **where, row_shape=row_shape, dtype="float16", made_from=made_from, compute=forward
+            dataset,
+            cache_dir=config.cache_dir,
+            image_size=size,
+            row_shape=row_shape,
+            dtype="float16",
+            made_from=made_from,
+            compute=forward,
         )
 
-    def view(images: np.ndarray, labels: np.ndarray) -> SplitView:
+    def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> SplitView:
         return SplitView(
             inputs=lambda rows: cache.values[images[rows]],
             labels=dataset.labels[np.ix_(images, labels)],
             word_vectors=words[labels],
             label_names=tuple(dataset.label_names[c] for c in labels),
+            support=support,
         )
 
     usable = usable_splits(dataset, cache)
-    splits = {name: view(split.images, split.labels) for name, split in usable.items()}
+    splits = {name: view(split.images, split.labels, split.support) for name, split in usable.items()}
     fit_on = [usable[name] for name in config.ridge.fit_on]
     base = view(*(np.concatenate(parts) for parts in ([s.images for s in fit_on], [s.labels for s in fit_on])))
     model = BaseModel(**config.model, backbone=photo_backbone if config.train_backbone else None)
     identity = {
         "dataset": dataset.fingerprint,
+        "splits": digest([(name, s.labels.tolist(), s.images.tolist()) for name, s in sorted(dataset.splits.items())]),
         "weights": weights_hash,
-        "word_vectors": hashlib.sha256(np.ascontiguousarray(words).tobytes()).hexdigest(),
+        "word_vectors": digest([np.ascontiguousarray(words).tobytes()]),
     }
     return Inputs(model, splits, base, weights if config.train_backbone else None, identity)
 
 
-def _report_missing(config: ml_collections.ConfigDict, prepared_dir: str) -> None:
+def photo_cache(config: ml_collections.ConfigDict, dataset: data.ImageDataset) -> Cache:
+    """The dataset's photos, resized."""
+    size = image_size(config)
+    return open_or_build(
+        dataset,
+        cache_dir=config.cache_dir,
+        image_size=size,
+        row_shape=(size, size, 3),
+        dtype="uint8",
+        made_from={"backbone": "photos"},
+    )
+
+
+def image_size(config: ml_collections.ConfigDict) -> int:
+    """Side of the square that photos are resized to, in pixels."""
+    return config.data.image_size or backbones.BACKBONES[config.backbone].image_size
+
+
+def weights_path(config: ml_collections.ConfigDict) -> str:
+    """The backbone's weights file, several separated by commas, or "" for random weights."""
+    if config.backbone_weights != "published":
+        return config.backbone_weights
+    files = backbones.published_files(config.backbone)
+    return ",".join(str(Path(config.data_dir) / Path(file.url).name) for file in files)
+
+
+def vectors_path(config: ml_collections.ConfigDict) -> str:
+    """The file of word vectors."""
+    return config.labels.vectors or str(default_path(config.labels.embedding, config.data.name, config.data_dir))
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> data.ImageDataset:
+    """Loads the dataset, prints its card, and leaves out the images that are in no split.
+
+    Raises:
+      InputError: something is missing or does not fit; all missing files of the run are named in one message.
+    """
+    data_config = config.data.copy_and_resolve_references().unlock()
+    data_config.prepared_dir = config.data.prepared_dir or str(Path(config.cache_dir) / "datasets")
+    data_config.image_size = image_size(config)
+    _report_missing(config, data_config)
+    dataset = data.load(data_config)
+    print(data.data_card(dataset))
+    return dataset.only_used()
+
+
+def load_backbone(config: ml_collections.ConfigDict) -> tuple[PhotoBackbone, dict | None, str]:
+    """The backbone that takes photos, its variables (None: random) and a hash of their file."""
+    spec = backbones.BACKBONES[config.backbone]
+    photo_backbone = PhotoBackbone(backbones.create(config.backbone), spec.mean, spec.std, config.augment)
+    path = weights_path(config)
+    if not path:
+        return photo_backbone, None, "random"
+    weights = pretrained.load_weights(path, config.backbone, image_size(config))
+    weights = {collection: {"network": tree} for collection, tree in weights.items()}
+    return photo_backbone, weights, pretrained.weights_hash(path)
+
+
+def _report_missing(config: ml_collections.ConfigDict, data_config: ml_collections.ConfigDict) -> None:
     missing = []
-    if config.labels.embedding == "glove" and not Path(config.labels.vectors).is_file():
-        missing.append(
-            f"config.labels.vectors = {config.labels.vectors!r}: no such file; unpack glove.6B.300d.txt from "
-            "https://nlp.stanford.edu/data/glove.6B.zip"
-        )
-    if config.backbone_weights and not Path(config.backbone_weights).is_file():
-        source = backbones.BACKBONES[config.backbone].pretrained
-        missing.append(f"config.backbone_weights = {config.backbone_weights!r}: no such file; get it from {source}")
-    if config.data.name == "voc" and not voc.is_available(config.data.source, prepared_dir):
-        missing.append(
-            f"config.data.source = {config.data.source!r}: no such folder; unpack the VOC2007 and VOC2012 archives of "
-            "http://host.robots.ox.ac.uk/pascal/VOC/ there, so that it holds VOC2007/ and VOC2012/"
-        )
+    if config.labels.embedding != "dataset" and not Path(vectors_path(config)).is_file():
+        how = how_to_get(config.labels.embedding, config.data.name, config.data_dir)
+        missing.append(f"config.labels.vectors = {vectors_path(config)!r}: no such file; {how}")
+    for path in filter(None, weights_path(config).split(",")):
+        if not Path(path).is_file():
+            source = backbones.BACKBONES[config.backbone].pretrained
+            missing.append(f"config.backbone_weights = {path!r}: no such file; get it from {source}")
+    if not data.is_available(data_config):
+        layout = data.layout(config.data.name)
+        missing.append(f"config.data.source = {config.data.source!r}: no such folder; {layout}")
     if missing:
         raise InputError("\n".join(missing))

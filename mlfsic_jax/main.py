@@ -11,7 +11,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.command import one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, see README")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept; short for --config.workdir")
@@ -40,12 +40,8 @@ def run_config(command: Callable[[ConfigDict], object]) -> None:
     config.workdir = _WORKDIR.value or config.workdir
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
-    try:
+    with one_line_errors(f"the same command goes on from the last checkpoint in {config.workdir}"):
         command(config)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted: the same command goes on from the last checkpoint in {config.workdir}")
 
 
 def main(_: list[str]) -> None:

@@ -8,6 +8,7 @@ Prints Ma-AP on validation labels for each shot count. Needs a frozen backbone, 
 from __future__ import annotations
 
 import jax
+import optax
 from absl import app
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from mlfsic_jax import evaluate, inputs
 from mlfsic_jax.config import validate
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.main import parse, run_config
-from mlfsic_jax.train import create_optimizer, create_train_state, ridge_options
+from mlfsic_jax.train import create_train_state, ridge_options
 
 GRID = {
     "beta": (0.0, 0.25, 0.5, 1.0),
@@ -40,7 +41,7 @@ def sweep(config: ConfigDict) -> None:
     run = inputs.load(config)
     default = ridge_options(config)
     # The closed-form model looks at the backbone's features alone, so the model need not be trained.
-    state = create_train_state(jax.random.key(0), run.model, run.splits["train"], create_optimizer(config)[0])
+    state = create_train_state(jax.random.key(0), run.model, run.splits["train"], optax.identity())
     columns = [f"{name}, {k}-shot" for name in _METHODS for k in config.shots]
     print(f"Ma-AP %, {config.eval.sweep_episodes} validation episodes, * marks the default")
     print(f"{'setting':<32}" + "".join(f"{c:>27}" for c in columns), flush=True)

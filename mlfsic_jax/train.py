@@ -51,17 +51,17 @@ class Batch(NamedTuple):
     word_vectors: jax.Array
 
 
-def create_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam with linear warm-up, then cosine to zero or constant."""
-    per_epoch, train = config.train.episodes_per_epoch, config.train
-    warmup, total = train.warmup_epochs * per_epoch, train.epochs * per_epoch
-    if train.schedule == "cosine":
-        after = optax.cosine_decay_schedule(train.learning_rate, total - warmup)
+def create_optimizer(
+    learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``."""
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
     else:
-        after = optax.constant_schedule(train.learning_rate)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, train.learning_rate, warmup), after], [warmup])
+        after = optax.constant_schedule(learning_rate)
+    rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
     # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
-    return optax.adam(lambda count: schedule(count + 1)), schedule
+    return optax.adam(lambda count: rate(count + 1)), rate
 
 
 def create_train_state(key, model: BaseModel, split: evaluate.SplitView, optimizer, pretrained=None) -> TrainState:
@@ -87,7 +87,7 @@ def create_train_state(key, model: BaseModel, split: evaluate.SplitView, optimiz
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if pretrained is not None:
         params = params | {"backbone": pretrained["params"]}
-        batch_stats = {"backbone": pretrained["batch_stats"]}
+        batch_stats = {"backbone": pretrained["batch_stats"]} if "batch_stats" in pretrained else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
 
 
@@ -151,15 +151,16 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     """
     key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
     keys = [jax.random.fold_in(key, i) for i in range(6)]
-    optimizer, schedule = create_optimizer(config)
     split, per_epoch = run.splits["train"], config.train.episodes_per_epoch
+    steps = (config.train.warmup_epochs * per_epoch, config.train.epochs * per_epoch)
+    optimizer, schedule = create_optimizer(config.train.learning_rate, *steps, config.train.schedule)
     state = create_train_state(keys[_INIT], run.model, split, optimizer, run.pretrained)
     checkpoints = Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap")
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
         print(f"{n_shot}-shot: continuing at epoch {latest // per_epoch} of {config.train.epochs}", flush=True)
-    log = _MetricsLog(workdir / "metrics.jsonl", n_shot, after_step=latest or 0)
+    log = MetricsLog(workdir / "metrics.jsonl", {"n_shot": n_shot}, after_step=latest or 0)
 
     step = functools.partial(
         train_step,
@@ -204,7 +205,6 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         cm, query_loss = np.mean(jax.device_get(losses), axis=0).tolist()
         losses = []
         metrics = {
-            "n_shot": n_shot,
             "epoch": done,
             "step": done * per_epoch,
             "learning_rate": float(schedule(done * per_epoch)),
@@ -222,6 +222,26 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     print(f"{n_shot}-shot: best on validation at epoch {best // per_epoch}, Ma-AP {100 * best_ap:.1f} %")
     checkpoints.close()
     return state.variables()
+
+
+def restore_best(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
+    """The variables of a finished run: those of the checkpoint that was best on validation.
+
+    Raises:
+      InputError: nothing was trained there for this shot count.
+    """
+    folder = workdir / f"checkpoints_{n_shot}shot"
+    if not folder.is_dir():
+        raise InputError(f"{workdir} holds no model for {n_shot} shots: train one first")
+    init = functools.partial(create_train_state, model=run.model, split=run.splits["train"], optimizer=optax.identity())
+    like = jax.eval_shape(init, jax.random.key(0)).variables()
+    checkpoints = Checkpoints(folder, metric="validation_macro_ap")
+    best = checkpoints.best()
+    if best is None:
+        raise InputError(f"{folder} holds no finished checkpoint: train again")
+    variables = checkpoints.restore(best, like, partial=True)
+    checkpoints.close()
+    return variables
 
 
 def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, variables: dict) -> dict:
@@ -246,13 +266,17 @@ def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
     sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
     chosen = int(np.argmax(on_validation))
+    calibration = evaluate.calibrate(sweep)
+    validation = {name: evaluate.macro_ap(scores, sweep.labels) for name, scores in sweep.methods.items()}
+    validation["lcm"] = on_validation[chosen]
     novel = score(run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes)
     return {
         "config": config.to_dict(),
         "dataset": config.data.name,
         "episodes": config.eval.episodes,
         "n_shot": n_shot,
-        **evaluate.summarise(novel, chosen, evaluate.calibrate(sweep)),
+        **evaluate.summarise(novel, chosen, calibration),
+        "validation": {"macro_ap": validation, "calibration": calibration},
         "theta": {
             "chosen": thresholds[chosen],
             "base_validation_macro_ap": evaluate.macro_ap(sweep.methods["base"], sweep.labels),
@@ -285,14 +309,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     """
     start = time.monotonic()
     validate(config)
-    workdir = Path(workdir)
-    try:  # before anything is computed
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "metrics.jsonl").touch()
-    except OSError as error:
-        raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
+    workdir = open_workdir(workdir)
     run = inputs.load(config)
-    _claim(workdir, config, run.identity)
+    fields = config.to_dict()
+    settings = {name: fields[name] for name in ("train_backbone", "model", "train")}
+    settings["lcm"] = fields["lcm"] if config.lcm.during_training else None
+    claim(workdir, config, settings | {"inputs": run.identity})
     _check_feasible(config, run)
     results = []
     for n_shot in config.shots:
@@ -305,12 +327,30 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     return results
 
 
-def _claim(workdir: Path, config: ml_collections.ConfigDict, identity: dict[str, str]) -> None:
-    """Notes in the workdir what is trained there, and refuses a workdir where something else was."""
+def open_workdir(workdir: str | Path) -> Path:
+    """Makes sure, before anything is computed, that results can be written.
+
+    Raises:
+      InputError: they cannot.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "metrics.jsonl").touch()
+    except OSError as error:
+        raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
+    return workdir
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> None:
+    """Notes in the workdir what is trained there, ``settings`` and all that concerns photos.
+
+    Raises:
+      InputError: something else was trained there; the fields that differ are named.
+    """
     fields = config.to_dict()
-    wanted = {name: fields[name] for name in ("seed", "backbone", "train_backbone", "augment", "model", "train")}
-    wanted |= {"data": {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir")}}
-    wanted |= {"lcm": fields["lcm"] if config.lcm.during_training else None, "inputs": identity}
+    data_fields = {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir", "split")}
+    wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
     wanted = json.loads(json.dumps(wanted))
     path = workdir / "trained_with.json"
     if not path.exists():
@@ -339,26 +379,30 @@ def _check_feasible(config: ml_collections.ConfigDict, run: inputs.Inputs) -> No
         n_query = config.train.n_query if name == "train" else config.eval.n_query
         for n_shot in config.shots:
             try:
-                sample_episodes(key, split.labels, n_episodes=1, n_shot=n_shot, n_query=n_query)
+                evaluate.draw(key, split, 1, n_shot, n_query)
             except InfeasibleEpisode as error:
                 names = [split.label_names[c] for c in error.labels]
                 raise InputError(f"{name} split, {n_shot}-shot: {error.describe(names)}") from None
 
 
-class _MetricsLog:
+class MetricsLog:
     """``metrics.jsonl``: one line per validation, without those that a resumed run will write again."""
 
-    def __init__(self, path: Path, n_shot: int, after_step: int):
-        self._path = path
+    def __init__(self, path: Path, run: dict, after_step: int):
+        """``run`` stands at the start of every line and tells this run's lines from the others'."""
+        self._path, self._run = path, run
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _is_whole(line) and not _will_repeat(json.loads(line), n_shot, after_step)]
+        kept = [line for line in lines if _is_whole(line) and not self._will_repeat(json.loads(line), after_step)]
         part = path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in kept))
         os.replace(part, path)
 
     def write(self, metrics: dict) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(self._run | metrics) + "\n")
+
+    def _will_repeat(self, metrics: dict, after_step: int) -> bool:
+        return self._run.items() <= metrics.items() and metrics["step"] > after_step
 
 
 def _is_whole(line: str) -> bool:
@@ -366,7 +410,3 @@ def _is_whole(line: str) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:  # the run was killed while it wrote this line
         return False
-
-
-def _will_repeat(metrics: dict, n_shot: int, after_step: int) -> bool:
-    return metrics["n_shot"] == n_shot and metrics["step"] > after_step

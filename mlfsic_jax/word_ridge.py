@@ -48,6 +48,24 @@ class Prediction(NamedTuple):
     left_out: jax.Array
 
 
+class Adapted(NamedTuple):
+    """The model adapted to one support set: all that ``scores`` of queries need.
+
+    Attributes:
+      support: float [S, n], centred unit global features x; or [S, L, d], regions z, where those are compared.
+      word_vectors: float [C, d_w].
+      beta: weight of the word prior.
+      dual: float [S, C], see ``solve``.
+      left_out: float [S, C], see ``Prediction``.
+    """
+
+    support: jax.Array
+    word_vectors: jax.Array
+    beta: float
+    dual: jax.Array
+    left_out: jax.Array
+
+
 def fit(
     features,
     labels,
@@ -128,9 +146,8 @@ def word_ridge(
       beta: weight of the prior; with 0 this is plain ridge regression, up to a constant per label.
       regulariser: lambda.
     """
-    x, x_query = unit(support - fitted.mean), unit(query - fitted.mean)
-    prior, prior_query = (word_prior(fitted, a, word_vectors, beta) for a in (x, x_query))
-    return kernel_ridge(x @ x.T, x_query @ x.T, prior, prior_query, labels, regulariser)
+    adapted = adapt(fitted, support, None, labels, word_vectors, beta=beta, regulariser=regulariser)
+    return Prediction(scores(fitted, adapted, query), adapted.left_out)
 
 
 def region_word_ridge(
@@ -160,14 +177,38 @@ def region_word_ridge(
       beta: weight of the prior.
       regulariser: lambda.
     """
-    x, x_query = unit(support - fitted.mean), unit(query - fitted.mean)
-    prior, prior_query = (word_prior(fitted, a, word_vectors, beta) for a in (x, x_query))
     if keep is not None:
         support_regions = support_regions * keep[..., None]  # a region of length 0 has weight 0
-    n_support = len(support_regions)
-    kernel = region_kernel(jnp.concatenate([support_regions, query_regions]), support_regions)
-    on_support = (kernel[:n_support] + kernel[:n_support].T) / 2
-    return kernel_ridge(on_support, kernel[n_support:], prior, prior_query, labels, regulariser)
+    adapted = adapt(fitted, support, support_regions, labels, word_vectors, beta=beta, regulariser=regulariser)
+    return Prediction(scores(fitted, adapted, query, query_regions), adapted.left_out)
+
+
+def adapt(fitted: Fitted, support, support_regions, labels, word_vectors, *, beta: float, regulariser: float) -> Adapted:
+    """The half of ``word_ridge`` and ``region_word_ridge`` that needs no queries.
+
+    Args:
+      fitted: see ``fit``.
+      support: float [S, n], global features.
+      support_regions: float [S, L, d] for ``region_word_ridge``, None for ``word_ridge``.
+      labels: 0/1 [S, C].
+      word_vectors: float [C, d_w].
+      beta: weight of the prior.
+      regulariser: lambda.
+    """
+    x = unit(support - fitted.mean)
+    prior = word_prior(fitted, x, word_vectors, beta)
+    if support_regions is None:
+        return Adapted(x, word_vectors, beta, *solve(x @ x.T, prior, labels, regulariser))
+    kernel = region_kernel(support_regions, support_regions)
+    kernel = (kernel + kernel.T) / 2
+    return Adapted(support_regions, word_vectors, beta, *solve(kernel, prior, labels, regulariser))
+
+
+def scores(fitted: Fitted, adapted: Adapted, query, query_regions=None):
+    """The other half: float [Q, n] global features, [Q, L, d] regions where those are compared -> float [Q, C]."""
+    x = unit(query - fitted.mean)
+    kernel = x @ adapted.support.T if query_regions is None else region_kernel(query_regions, adapted.support)
+    return word_prior(fitted, x, adapted.word_vectors, adapted.beta) + kernel @ adapted.dual
 
 
 def regions(fitted: Fitted, local_features):
@@ -256,17 +297,22 @@ def kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) 
       labels: 0/1 [S, C].
       regulariser: lambda.
     """
+    dual, left_out = solve(kernel, prior, labels, regulariser)
+    return Prediction(prior_query + kernel_query @ dual, left_out)
+
+
+def solve(kernel, prior, labels, regulariser):
+    """(K + lambda I)^-1 (T - mean T), and the left-out scores of ``kernel_ridge``, both [S, C]; arguments as there."""
     s = len(kernel)
     inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
     targets = labels.astype(kernel.dtype) - prior  # T
-    query = prior_query + kernel_query @ (inverse @ (targets - targets.mean(axis=0)))
 
     def unseen(t):
         return t - (inverse @ t) / jnp.diag(inverse)[:, None]
 
     mean_of_others = (targets.sum(axis=0) - targets) / max(s - 1, 1)
     left_out = prior + unseen(targets) - mean_of_others * unseen(jnp.ones((s, 1), kernel.dtype))
-    return Prediction(query, left_out)
+    return inverse @ (targets - targets.mean(axis=0)), left_out
 
 
 def _shares(x):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mlfsic_jax import Episode, sample_episode
-from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
+from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes, sample_laso_support
 
 KEY = jax.random.key(0)
 
@@ -254,3 +254,42 @@ def test_splits_of_coco(coco, split, n_images, n_labels):
     inside = inside[inside.any(axis=1) & ~np.delete(labels, columns, axis=1).any(axis=1)]
     assert inside.shape == (n_images, n_labels)
     check(sample_episodes(KEY, inside, n_episodes=5, n_shot=5, n_query=4), inside, 5, 4)
+
+
+@pytest.mark.parametrize("n_shot", [1, 3])
+def test_lasos_support_has_k_images_per_label_where_that_is_possible(n_shot):
+    rng = np.random.default_rng(0)
+    alone = np.repeat(np.eye(5, dtype=bool), 10, axis=0)  # images of one label: K per label can be met exactly
+    labels = np.concatenate([alone, rng.random((100, 5)) < 0.3])
+    sizes = set()
+    for seed in range(20):
+        support = sample_laso_support(jax.random.key(seed), labels, n_shot=n_shot)
+        assert len(set(support.tolist())) == len(support) and support.dtype == np.int32
+        assert labels[support].sum(axis=0).tolist() == [n_shot] * 5
+        sizes.add(len(support))
+    assert len(sizes) > 1 and max(sizes) <= 5 * n_shot
+    again = sample_laso_support(jax.random.key(7), labels, n_shot=n_shot)
+    np.testing.assert_array_equal(again, sample_laso_support(jax.random.key(7), labels, n_shot=n_shot))
+
+
+def test_lasos_support_overshoots_least_where_it_must():
+    labels = np.random.default_rng(1).random((30, 4)) < 0.6  # few images of one label
+    for seed in range(10):
+        support = sample_laso_support(jax.random.key(seed), labels, n_shot=3)
+        counts, free = [0] * 4, set(range(30))
+        for image in support.tolist():  # a replay of the rule, image by image
+            serves = [c for c in range(4) if counts[c] == min(counts) and labels[image, c]]
+
+            def overshoot(i, counts=counts):
+                return sum(max(counts[c] + 1 - 3, 0) for c in range(4) if labels[i, c])
+
+            assert any(overshoot(image) == min(overshoot(i) for i in free if labels[i, c]) for c in serves)
+            free.remove(image)
+            counts = [n + int(has) for n, has in zip(counts, labels[image], strict=True)]
+        assert min(counts) >= 3 and counts == labels[support].sum(axis=0).tolist()
+
+
+def test_lasos_support_needs_k_images_of_every_label():
+    labels = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+    with pytest.raises(InfeasibleEpisode, match=r"label 2 \(1 images\).*needs 2 images a label"):
+        sample_laso_support(jax.random.key(0), labels, n_shot=2)

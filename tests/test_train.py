@@ -1,9 +1,11 @@
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -150,18 +152,15 @@ def test_infeasible_episodes_are_refused_before_training(tmp_path):
 def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n{"n_shot": 1, "step": 4}\n{"n_sh')
-    train._MetricsLog(path, 1, after_step=2)
+    train.MetricsLog(path, {"n_shot": 1}, after_step=2)
     assert path.read_text() == '{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n'
 
 
 def test_schedule_warms_up_then_decays():
-    config = demo.get_config()
-    config.train.update({"epochs": 10, "warmup_epochs": 2, "episodes_per_epoch": 5, "learning_rate": 0.5})
-    _, schedule = train.create_optimizer(config)
+    _, schedule = train.create_optimizer(0.5, 10, 50, "cosine")
     np.testing.assert_allclose([schedule(i) for i in (1, 5, 10)], [0.05, 0.25, 0.5], rtol=1e-6)
     np.testing.assert_allclose([schedule(i) for i in (30, 50)], [0.25, 0.0], atol=1e-7)  # half a cosine
-    config.train.schedule = "constant"
-    np.testing.assert_allclose(train.create_optimizer(config)[1](49), 0.5)
+    np.testing.assert_allclose(train.create_optimizer(0.5, 10, 50, "constant")[1](49), 0.5)
 
 
 def test_train_step_is_adam_on_the_sum_of_both_losses():
@@ -195,8 +194,17 @@ def test_train_step_is_adam_on_the_sum_of_both_losses():
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("module, arg", [(demo, ""), *((voc, arg) for arg in voc.VARIANTS)])
-def test_configs_are_valid(module, arg):
+def variants(name):
+    return getattr(importlib.import_module(f"configs.{name}"), "VARIANTS", ("",))
+
+
+CONFIGS = [path.stem for path in Path(demo.__file__).parent.glob("*.py")]
+
+
+@pytest.mark.parametrize("name, arg", [(name, arg) for name in CONFIGS for arg in variants(name)])
+def test_configs_are_valid(name, arg):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"configs/{name}.py" in module.__doc__
     config = module.get_config(arg)
     defaults.validate(config)
     with pytest.raises(AttributeError, match="epoch"):
@@ -204,9 +212,9 @@ def test_configs_are_valid(module, arg):
 
 
 def test_unknown_variants_are_refused():
-    for module in (demo, voc):
+    for name in CONFIGS:
         with pytest.raises(ValueError, match="no variant 'gpu'"):
-            module.get_config("gpu")
+            importlib.import_module(f"configs.{name}").get_config("gpu")
 
 
 def test_all_mistakes_in_a_config_are_named_at_once():

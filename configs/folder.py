@@ -1,0 +1,29 @@
+"""Your own photos: train on most of their labels, see how well the others are told apart from a few examples.
+
+``python -m mlfsic_jax.main --config=configs/folder.py --config.data.source=DIR``
+
+DIR holds labels.csv (columns file, labels; several labels as sand|sea), or one 0/1 column per label, or labels.json in
+COCO's format, or one sub-folder per label. The labels are split at random (``--config.data.seed``), or as a JSON file
+says: ``--config.data.split=split.json`` with {"train": [..], "validation": [..], "novel": [..]}.
+
+MobileNetV2, frozen, for machines without an accelerator. Run on made-up photos, in tests. To label photos with a model
+that is already trained, nothing needs to be trained here.
+"""
+
+from mlfsic_jax import config as defaults
+
+
+def get_config(arg: str = ""):
+    """No variants."""
+    if arg:
+        raise ValueError(f"configs/folder.py has no variant {arg!r}")
+    config = defaults.default()
+    config.workdir = "runs/folder"
+    config.data.name = "folder"
+    config.data.source = "photos"
+    config.data.split = "auto"
+    config.backbone = "mobilenet_v2"
+    config.train.epochs = 20
+    config.train.warmup_epochs = 1
+    config.train.validate_every = 2
+    return config.lock()

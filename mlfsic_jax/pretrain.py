@@ -1,0 +1,171 @@
+"""Trains the backbone as a classifier of the train labels: python -m mlfsic_jax.pretrain --config=FILE.
+
+A linear layer on the global features, binary cross-entropy on every train label: the classifier that the paper's
+authors published as their baseline. What it leaves, ``<workdir>/pretrain/backbone.safetensors``, is where the episodic
+stage starts:
+
+python -m mlfsic_jax.main --config=FILE --config.backbone_weights=<workdir>/pretrain/backbone.safetensors
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import app
+
+from mlfsic_jax import evaluate, inputs
+from mlfsic_jax.backbones.pretrained import save_weights
+from mlfsic_jax.checkpoint import Checkpoints
+from mlfsic_jax.config import validate
+from mlfsic_jax.errors import InputError
+from mlfsic_jax.feature_cache import usable_splits
+from mlfsic_jax.losses import binary_cross_entropy
+from mlfsic_jax.main import parse, run_config
+from mlfsic_jax.progress import track
+from mlfsic_jax.train import MetricsLog, TrainState, claim, create_optimizer, open_workdir
+
+_HELD_OUT = 10  # every tenth training image chooses the epoch
+_INIT, _HOLD_OUT, _ORDER, _NOISE = range(4)
+
+
+class Classifier(nn.Module):
+    """Photos uint8 [B, H, W, 3] -> logits float32 [B, C].
+
+    Attributes:
+      backbone: photos -> local features.
+      n_labels: C.
+    """
+
+    backbone: nn.Module
+    n_labels: int
+
+    @nn.compact
+    def __call__(self, photos, train: bool = False):
+        return nn.Dense(self.n_labels, name="head")(self.backbone(photos, train).mean(axis=(1, 2)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def pretrain_step(state: TrainState, key, photos, labels, *, model: Classifier, optimizer):
+    """One batch: photos uint8 [B, H, W, 3], labels bool [B, C] -> (new state, loss), the sum over labels.
+
+    ``state`` is donated; its step is folded into ``key``, which augments.
+    """
+
+    def loss_fn(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            photos,
+            train=True,
+            rngs={"augment": jax.random.fold_in(key, state.step)},
+            mutable=["batch_stats"],
+        )
+        return binary_cross_entropy(logits, labels).sum(axis=1).mean(), updates.get("batch_stats", {})
+
+    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _probabilities(variables, photos, *, model: Classifier):
+    return jax.nn.sigmoid(model.apply(variables, photos))
+
+
+def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Trains the classifier, or goes on where its last checkpoint stands, and writes the backbone.
+
+    The epoch is the one with the best Ma-AP on a tenth of the training images, which are not trained on.
+
+    Args:
+      config: see ``mlfsic_jax.config``; starts from ``backbone_weights`` where given.
+      workdir: of the run; all is kept in its sub-folder ``pretrain``.
+
+    Returns:
+      The weights file, with the backbone's published key names.
+
+    Raises:
+      InputError: a mistake in config or data.
+    """
+    config = ml_collections.ConfigDict(config).unlock()
+    config.train_backbone = True
+    validate(config)
+    workdir = open_workdir(Path(workdir) / "pretrain")
+    dataset = inputs.load_dataset(config)
+    photo_backbone, weights, weights_hash = inputs.load_backbone(config)
+    cache = inputs.photo_cache(config, dataset)
+    columns, images, _ = usable_splits(dataset, cache)["train"]
+    labels = dataset.labels[np.ix_(images, columns)]
+    settings = {"dataset": dataset.fingerprint, "weights": weights_hash, "pretrain": config.pretrain.to_dict()}
+    claim(workdir, config, settings | {"images": len(images)})
+
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    order = np.asarray(jax.random.permutation(keys[_HOLD_OUT], len(images)))
+    held_out, seen = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
+    batch_size = min(config.pretrain.batch_size, len(seen))
+    if not len(held_out) or not labels[held_out].any():
+        raise InputError(f"the train split has {len(images)} photos: too few to hold a tenth of them out")
+    per_epoch, epochs = len(seen) // batch_size, config.pretrain.epochs
+    steps = (config.pretrain.warmup_epochs * per_epoch, epochs * per_epoch)
+    optimizer, _ = create_optimizer(config.pretrain.learning_rate, *steps, "cosine")
+
+    model = Classifier(photo_backbone, len(columns))
+    variables = jax.jit(model.init)(keys[_INIT], cache.values[images[:1]])
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if weights is not None:
+        params = params | {"backbone": weights["params"]}
+        batch_stats = {"backbone": weights["batch_stats"]} if "batch_stats" in weights else {}
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
+    checkpoints = Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap")
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
+        print(f"pretraining: continuing at epoch {latest // per_epoch} of {epochs}", flush=True)
+    log = MetricsLog(workdir / "metrics.jsonl", {"stage": "pretrain"}, after_step=latest or 0)
+
+    remaining = range((latest or 0) // per_epoch, epochs)
+    for epoch in track(remaining, total=len(remaining), description="pretraining the backbone", unit="epochs"):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(keys[_ORDER], epoch), seen))
+        losses = []
+        for batch in np.split(order[: per_epoch * batch_size], per_epoch):
+            photos = cache.values[images[batch]]
+            state, loss = pretrain_step(state, keys[_NOISE], photos, labels[batch], model=model, optimizer=optimizer)
+            losses.append(loss)
+        scores = [
+            np.asarray(_probabilities(state.variables(), cache.values[images[padded]], model=model))[: len(batch)]
+            for batch, padded in evaluate.batches(held_out)
+        ]
+        metrics = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * per_epoch,
+            "loss": float(np.mean(jax.device_get(losses))),
+            "held_out_macro_ap": evaluate.macro_ap(np.concatenate(scores)[None], labels[held_out][None]),
+        }
+        log.write(metrics)
+        checkpoints.save(metrics["step"], state, metrics)
+    checkpoints.wait()
+    best = checkpoints.best()
+    variables = checkpoints.restore(best, state).variables()
+    best_ap = checkpoints.metrics(best)["held_out_macro_ap"]
+    checkpoints.close()
+    path = workdir / "backbone.safetensors"
+    network = {collection: tree["backbone"]["network"] for collection, tree in variables.items() if tree}
+    save_weights(path, network, photo_backbone.network)
+    print(f"best at epoch {best // per_epoch}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
+    print(f"written to {path}; train on from it with --config.backbone_weights={path}")
+    return path
+
+
+def main(_: list[str]) -> None:
+    """Trains the classifier."""
+    run_config(lambda config: pretrain(config, config.workdir))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
