@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mlfsic_jax import evaluate, lcm_select, multilabel_metrics, word_ridge
-from mlfsic_jax.episodes import sample_episodes
+from mlfsic_jax.episodes import sample_episodes, sample_laso_support
 from mlfsic_jax.models import BaseModel
 
 N, C, D_W = 150, 3, 5
@@ -150,3 +150,31 @@ def test_summary_and_table(setting):
     for name in (*evaluate.METHODS, "chance", "lcm - base", "made_up, 2-shot"):
         assert name in table
     assert f"{100 * summary['methods']['base']['macro_ap']['mean']:.1f}" in table
+
+
+def test_lasos_protocol_draws_supports_of_its_own_and_queries_all_the_rest(setting, monkeypatch):
+    model, variables, split, features, fitted = setting
+    may_support = np.arange(N) % 3 == 0
+    laso = split._replace(support=may_support)
+    options = {"key": jax.random.key(3), "n_episodes": 3, "n_shot": 2, "n_query": 1}
+    options |= {"thresholds": THRESHOLDS, "fitted": fitted, "ridge": RIDGE}
+    whole = evaluate.score_episodes(model, variables, laso, **options)
+    assert whole.labels.shape == (3, (~may_support).sum(), C)
+    np.testing.assert_array_equal(whole.labels[1], split.labels[~may_support])
+    # 100 queries in batches of 32: every query is scored by itself, so only the order of float32 sums differs.
+    monkeypatch.setattr(evaluate, "_QUERY_BATCH", 32)
+    parts = evaluate.score_episodes(model, variables, laso, **options)
+    for name, value in whole.methods.items():
+        np.testing.assert_allclose(parts.methods[name], value, atol=2e-4, err_msg=name)
+    np.testing.assert_allclose(parts.lcm, whole.lcm, atol=1e-5)
+    np.testing.assert_allclose(parts.kept, whole.kept)
+
+    # One episode by hand, with the support that its key draws.
+    pool = np.flatnonzero(may_support)
+    key = jax.random.fold_in(jax.random.split(jax.random.key(3))[0], 2)
+    s = pool[sample_laso_support(key, split.labels[pool], n_shot=2)]
+    x = unit(features.astype(np.float32).reshape(N, 4, 6).mean(1) - np.asarray(fitted.mean))
+    y = split.labels[s].astype(np.float32)
+    coefficients = np.linalg.solve(x[s].T @ x[s] + np.eye(6), x[s].T @ (y - y.mean(0)))
+    expected = x[~may_support] @ coefficients + y.mean(0)
+    np.testing.assert_allclose(whole.methods["ridge"][2], expected, atol=2e-4)
