@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from mlfsic_jax import parallel
 from mlfsic_jax.errors import InputError
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
     def restore(self, step: int, like, partial: bool = False):
         """The pytree saved at ``step``, with the shapes and dtypes of ``like``; ``partial``: the parts it names."""
         # With an explicit sharding a checkpoint opens on any number of devices.
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.NamedSharding(parallel.mesh(), parallel.COPIED)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         how = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=partial))

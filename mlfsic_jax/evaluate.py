@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from mlfsic_jax import word_ridge
+from mlfsic_jax import parallel, word_ridge
 from mlfsic_jax.baselines import closed_form
 from mlfsic_jax.episodes import sample_episodes, sample_laso_support
 from mlfsic_jax.lcm import select_positions
@@ -33,8 +33,8 @@ PAIRS = (
     *(("lcm", "base"), ("word_ridge", "ridge"), ("region_word_ridge", "ridge")),
     *(("region_word_ridge_lcm", "region_word_ridge"), ("base_ridge", "word_ridge"), ("lcm_ridge", "word_ridge")),
 )
-_EMBED_BATCH = 64
-_EPISODE_BATCH = 4
+_EMBED_BATCH = 64  # on each device
+_EPISODE_BATCH = 4  # on each device
 _QUERY_BATCH = 256  # LaSO's protocol asks for thousands of queries
 
 
@@ -111,11 +111,7 @@ def embed(model: BaseModel, variables, inputs, rows: np.ndarray, fitted: word_ri
       rows: int [B], which images.
       fitted: says how regions are projected.
     """
-    parts = []
-    for batch, padded in batches(rows):
-        part = _embed_batch(model, variables, inputs(padded), fitted)
-        parts.append([np.asarray(x)[: len(batch)] for x in part])
-    return Embedded(*map(np.concatenate, zip(*parts, strict=True)))
+    return Embedded(*map_batches(_embed, model, rows, lambda r: (inputs(r),), variables, fitted))
 
 
 def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOptions) -> word_ridge.Fitted:
@@ -127,19 +123,12 @@ def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOption
       base: the images to fit on.
       options: settings.
     """
-    features = np.concatenate(
-        [
-            np.asarray(_global_batch(model, variables, base.inputs(p)))[: len(b)]
-            for b, p in batches(np.arange(len(base.labels)))
-        ]
-    )
+    (features,) = map_batches(_globals, model, np.arange(len(base.labels)), lambda r: (base.inputs(r),), variables)
     # A spread of images is enough for the directions: each gives as many samples as it has positions.
     some = np.unique(np.linspace(0, len(features) - 1, 512).astype(int))
-    local = np.concatenate(
-        [np.asarray(_local_batch(model, variables, base.inputs(p)))[: len(b)] for b, p in batches(some)]
-    )
+    (local,) = map_batches(_locals, model, some, lambda r: (base.inputs(r),), variables)
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return word_ridge.fit(
+    fitted = word_ridge.fit(
         features,
         base.labels,
         base.word_vectors,
@@ -147,13 +136,37 @@ def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOption
         classifier_regulariser=options.classifier_regulariser,
         word_regulariser=options.word_regulariser,
     )
+    return jax.device_get(fitted)  # the same in every process
+
+
+def map_batches(fn, static, rows: np.ndarray, read: Callable, *copied) -> tuple[np.ndarray, ...]:
+    """Maps images over all devices.
+
+    Args:
+      fn: ``(static, *copied, *arrays of a batch) -> tuple of arrays`` with one row for each image.
+      static: hashable.
+      rows: int [B], which images.
+      read: ``int [b] -> tuple of arrays``; every process reads its own share of a batch.
+      *copied: what all devices get.
+
+    Returns:
+      The results for all rows.
+    """
+    parts = []
+    for batch, padded in batches(rows):
+        arrays = parallel.split(read(padded[parallel.share(len(padded))]))
+        specs = (parallel.COPIED,) * len(copied) + (parallel.SPLIT,) * len(arrays)
+        results = parallel.fetch(parallel.pmapped(fn, static, specs=specs)(*copied, *arrays))
+        parts.append([x[: len(batch)] for x in results])
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def batches(rows: np.ndarray):
     """Cuts int [B] into (batch, the same filled up to one size with copies of its last), so one program serves all."""
-    for start in range(0, len(rows), _EMBED_BATCH):
-        batch = rows[start : start + _EMBED_BATCH]
-        yield batch, np.concatenate([batch, np.full(_EMBED_BATCH - len(batch), batch[-1])])
+    size = _EMBED_BATCH * jax.device_count()
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        yield batch, np.concatenate([batch, np.full(size - len(batch), batch[-1])])
 
 
 def score_episodes(
@@ -195,15 +208,15 @@ def score_episodes(
     query = query.reshape(n_episodes, -1)
 
     embedded = embed(model, variables, split.inputs, rows, fitted)
-    labels, words = split.labels[rows], jnp.asarray(split.word_vectors)
+    labels, words = split.labels[rows], np.asarray(split.word_vectors)
     lcm = lcm or LCMOptions()
-    thresholds = jnp.asarray(thresholds, jnp.float32)
+    thresholds = np.asarray(thresholds, np.float32)
     importance = np.zeros(embedded.locals_.shape[:2], np.float32)
     if len(thresholds):
         in_support = np.unique(np.concatenate(support))
-        for batch, padded in batches(in_support):
-            scores = _lcm_batch(model, variables, embedded.locals_[padded], labels[padded], words, lcm)
-            importance[batch] = np.asarray(scores)[: len(batch)]
+        (importance[in_support],) = map_batches(
+            *(_importance, (model, lcm), in_support, lambda r: (embedded.locals_[r], labels[r]), variables, words)
+        )
 
     pooled = embedded.locals_.mean(axis=1)
     truth = labels[query]
@@ -214,20 +227,24 @@ def score_episodes(
     chunk = min(n_queries, _QUERY_BATCH)
     jobs = [(e, start) for e in range(n_episodes) for start in range(0, n_queries, chunk)]
     # Episodes whose supports are of one size share a program; under our own protocol that is all of them.
-    for _, same_size in itertools.groupby(jobs, key=lambda job: len(support[job[0]])):
-        same_size = list(same_size)
-        for first in range(0, len(same_size), _EPISODE_BATCH):
-            batch = same_size[first : first + _EPISODE_BATCH]
+    size = _EPISODE_BATCH * jax.device_count()
+    for _, group in itertools.groupby(jobs, key=lambda job: len(support[job[0]])):
+        same_size = list(group)
+        for first in range(0, len(same_size), size):
+            batch = same_size[first : first + size]
             # The last batch is filled up with copies of its last episode, the last queries likewise.
-            filled = batch + batch[-1:] * (_EPISODE_BATCH - len(batch))
+            filled = (batch + batch[-1:] * (size - len(batch)))[parallel.share(size)]
             s = np.stack([support[e] for e, _ in filled])
             q = np.stack([query[e, np.minimum(np.arange(start, start + chunk), n_queries - 1)] for e, start in filled])
-            out, by_threshold, fraction = _score_batch(
-                model, variables, lcm.score_scaling, ridge or RidgeOptions(), words, thresholds, fitted,
-                embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s],
-                embedded.globals_[q], pooled[q], embedded.regions[q],
-            )  # fmt: skip
-            out, by_threshold, fraction = jax.device_get((out, by_threshold, fraction))
+            arrays = parallel.split(
+                (
+                    *(embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s]),
+                    *(embedded.globals_[q], pooled[q], embedded.regions[q]),
+                )
+            )
+            specs = (parallel.COPIED,) * 4 + (parallel.SPLIT,) * len(arrays)
+            scored = parallel.pmapped(_score_batch, model, lcm.score_scaling, ridge or RidgeOptions(), specs=specs)
+            out, by_threshold, fraction = parallel.fetch(scored(variables, words, thresholds, fitted, *arrays))
             for i, (e, start) in enumerate(batch):
                 stop = min(start + chunk, n_queries)
                 for name, value in out.items():
@@ -339,32 +356,34 @@ def macro_ap(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(multilabel_metrics(scores, labels)["macro_ap"].mean())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_batch(model, variables, inputs, fitted):
+def _embed(model: BaseModel, variables, fitted, inputs) -> Embedded:
     features = model.apply(variables, inputs, method="features")
     flat = features.reshape(len(features), -1, features.shape[-1])
     regions = flat[..., :0] if fitted is None else word_ridge.regions(fitted, flat)
-    return flat.mean(axis=1), model.apply(variables, features, method="locals"), regions
+    return Embedded(flat.mean(axis=1), model.apply(variables, features, method="locals"), regions)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _local_batch(model, variables, inputs):
-    return model.apply(variables, inputs, method="features")
+def embed_batch(model: BaseModel, variables, inputs, fitted: word_ridge.Fitted | None) -> Embedded:
+    """``embed`` for one batch of inputs, on one device."""
+    return _embed(model, variables, fitted, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _global_batch(model, variables, inputs):
-    return model.apply(variables, inputs, method="features").mean(axis=(1, 2))
+def _locals(model, variables, inputs):
+    return (model.apply(variables, inputs, method="features"),)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _lcm_batch(model, variables, locals_, labels, word_vectors, options):
+def _globals(model, variables, inputs):
+    return (model.apply(variables, inputs, method="features").mean(axis=(1, 2)),)
+
+
+def _importance(static, variables, word_vectors, locals_, labels):
+    model, options = static
     words = model.apply(variables, word_vectors, method="words")
-    return model.apply(variables, locals_, labels, words, options, method="lcm_scores")
+    return (model.apply(variables, locals_, labels, words, options, method="lcm_scores"),)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _score_batch(model, variables, score_scaling, ridge, word_vectors, thresholds, fitted, *episodes):
+def _score_batch(model, score_scaling, ridge, variables, word_vectors, thresholds, fitted, *episodes):
     """All methods on a batch of episodes, whose arrays have a leading axis.
 
     Args:

@@ -23,6 +23,7 @@ import numpy as np
 from mlfsic_jax.data.dataset import ImageDataset, Split
 from mlfsic_jax.data.transforms import resize
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.files import lock
 from mlfsic_jax.progress import track
 
 _BATCH = 32
@@ -80,9 +81,10 @@ def open_or_build(
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache_dir) / f"{dataset.name}-{made_from['backbone']}-{image_size}-{digest}"
     try:
-        progress = _open(path, manifest)
-        if progress["done"] < len(dataset.labels):
-            _build(path, dataset, image_size, manifest, progress, compute)
+        with lock(path.with_suffix(".lock"), f"another process that fills the cache {path}"):
+            progress = _open(path, manifest)
+            if progress["done"] < len(dataset.labels):
+                _build(path, dataset, image_size, manifest, progress, compute)
     except OSError as error:
         message = f"cannot write the cache {path} ({error.strerror}): free space there, or set config.cache_dir"
         raise InputError(message) from error

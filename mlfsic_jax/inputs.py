@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mlfsic_jax import backbones, data
+from mlfsic_jax import backbones, data, parallel
 from mlfsic_jax.backbones import pretrained
 from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.data.transforms import augment, normalise
@@ -73,7 +73,7 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
     else:
         words = load_word_vectors(vectors_path(config), dataset.label_names, dataset.display_names)
 
-    photo_backbone, weights, weights_hash = load_backbone(config)
+    photo_backbone, weights, weights_hash = load_backbone(config, parallel.EPISODE_AXES)
     size = image_size(config)
     if config.train_backbone:
         cache = photo_cache(config, dataset)
@@ -162,10 +162,15 @@ def load_dataset(config: ml_collections.ConfigDict) -> data.ImageDataset:
     return dataset.only_used()
 
 
-def load_backbone(config: ml_collections.ConfigDict) -> tuple[PhotoBackbone, dict | None, str]:
-    """The backbone that takes photos, its variables (None: random) and a hash of their file."""
+def load_backbone(
+    config: ml_collections.ConfigDict, axis_name: str | tuple[str, ...] | None = None
+) -> tuple[PhotoBackbone, dict | None, str]:
+    """The backbone that takes photos, its variables (None: random) and a hash of their file.
+
+    Batch norm averages over the mapped axes ``axis_name`` in training.
+    """
     spec = backbones.BACKBONES[config.backbone]
-    photo_backbone = PhotoBackbone(backbones.create(config.backbone), spec.mean, spec.std, config.augment)
+    photo_backbone = PhotoBackbone(backbones.create(config.backbone, axis_name), spec.mean, spec.std, config.augment)
     path = weights_path(config)
     if not path:
         return photo_backbone, None, "random"

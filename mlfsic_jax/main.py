@@ -11,6 +11,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mlfsic_jax import parallel
 from mlfsic_jax.command import one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, see README")
@@ -40,7 +41,9 @@ def run_config(command: Callable[[ConfigDict], object]) -> None:
     config.workdir = _WORKDIR.value or config.workdir
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
-    with one_line_errors(f"the same command goes on from the last checkpoint in {config.workdir}"):
+    parallel.start()
+    go_on = f"the same command goes on from the last checkpoint in {config.workdir}"
+    with one_line_errors(go_on), parallel.one_voice():
         command(config)
 
 

@@ -111,3 +111,24 @@ class BaseModel(nn.Module):
 
     def __call__(self, support, query, support_labels, query_labels, word_vectors):
         return self.losses(support, query, support_labels, query_labels, word_vectors)
+
+
+def attention_values(model: BaseModel, variables, locals_, words):
+    """What the attention gives every region for every label: the sum over its heads, before the softmax.
+
+    These are the maps that the papers show (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them,
+    it only takes regions away before the softmax.
+
+    Args:
+      model: the model.
+      variables: its parameters.
+      locals_: float [S, L, d_joint], local features in the joint space, see ``BaseModel.locals``.
+      words: float [C, d_joint], see ``BaseModel.words``.
+
+    Returns:
+      float [S, C, L].
+    """
+    labels = jnp.ones((len(locals_), len(words)))
+    _, state = model.apply(variables, locals_, labels, words, method="prototypes", mutable="intermediates")
+    (logits,) = state["intermediates"]["prototype"]["attention"]["logits"]  # [C, heads, S * L]
+    return logits.sum(axis=1).reshape(len(words), *locals_.shape[:2]).swapaxes(0, 1)

@@ -9,7 +9,6 @@ python -m mlfsic_jax.main --config=FILE --config.backbone_weights=<workdir>/pret
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 from absl import app
 
-from mlfsic_jax import evaluate, inputs
+from mlfsic_jax import evaluate, inputs, parallel
 from mlfsic_jax.backbones.pretrained import save_weights
 from mlfsic_jax.checkpoint import Checkpoints
 from mlfsic_jax.config import validate
@@ -51,31 +50,45 @@ class Classifier(nn.Module):
         return nn.Dense(self.n_labels, name="head")(self.backbone(photos, train).mean(axis=(1, 2)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
 def pretrain_step(state: TrainState, key, photos, labels, *, model: Classifier, optimizer):
-    """One batch: photos uint8 [B, H, W, 3], labels bool [B, C] -> (new state, loss), the sum over labels.
+    """One batch, mapped over the devices.
 
-    ``state`` is donated; its step is folded into ``key``, which augments.
+    Args:
+      state: is donated; its step is folded into ``key``.
+      key: of the augmentation.
+      photos: uint8 [B, H, W, 3], of this process.
+      labels: bool [B, C], of this process.
+      model: batch norm averages over ``parallel.AXIS``.
+      optimizer: see ``create_optimizer``.
+
+    Returns:
+      (new state, loss), the loss summed over labels and averaged over photos.
     """
+    specs = (parallel.COPIED, parallel.COPIED, parallel.SPLIT, parallel.SPLIT)
+    step = parallel.pmapped(_step, model, optimizer, specs=specs, out_specs=parallel.COPIED, donate=(0,))
+    return step(state, key, *parallel.split((photos, labels)))
+
+
+def _step(model, optimizer, state: TrainState, key, photos, labels):
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(parallel.AXIS))
 
     def loss_fn(params):
         logits, updates = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             photos,
             train=True,
-            rngs={"augment": jax.random.fold_in(key, state.step)},
+            rngs={"augment": key},
             mutable=["batch_stats"],
         )
         return binary_cross_entropy(logits, labels).sum(axis=1).mean(), updates.get("batch_stats", {})
 
-    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, batch_stats), grads = jax.lax.pmean(jax.value_and_grad(loss_fn, has_aux=True)(state.params), parallel.AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _probabilities(variables, photos, *, model: Classifier):
-    return jax.nn.sigmoid(model.apply(variables, photos))
+def _probabilities(model: Classifier, variables, photos):
+    return (jax.nn.sigmoid(model.apply(variables, photos)),)
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -98,7 +111,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     validate(config)
     workdir = open_workdir(Path(workdir) / "pretrain")
     dataset = inputs.load_dataset(config)
-    photo_backbone, weights, weights_hash = inputs.load_backbone(config)
+    photo_backbone, weights, weights_hash = inputs.load_backbone(config, parallel.AXIS)
     cache = inputs.photo_cache(config, dataset)
     columns, images, _ = usable_splits(dataset, cache)["train"]
     labels = dataset.labels[np.ix_(images, columns)]
@@ -108,8 +121,9 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     keys = jax.random.split(jax.random.key(config.seed), 4)
     order = np.asarray(jax.random.permutation(keys[_HOLD_OUT], len(images)))
     held_out, seen = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
-    batch_size = min(config.pretrain.batch_size, len(seen))
-    if not len(held_out) or not labels[held_out].any():
+    n_devices = jax.device_count()
+    batch_size = min(config.pretrain.batch_size, len(seen)) // n_devices * n_devices
+    if not batch_size or not len(held_out) or not labels[held_out].any():
         raise InputError(f"the train split has {len(images)} photos: too few to hold a tenth of them out")
     per_epoch, epochs = len(seen) // batch_size, config.pretrain.epochs
     steps = (config.pretrain.warmup_epochs * per_epoch, epochs * per_epoch)
@@ -121,7 +135,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     if weights is not None:
         params = params | {"backbone": weights["params"]}
         batch_stats = {"backbone": weights["batch_stats"]} if "batch_stats" in weights else {}
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
+    state = parallel.copy(TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params)))
+    noise_key = parallel.copy(keys[_NOISE])
     checkpoints = Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap")
     latest = checkpoints.latest()
     if latest is not None:
@@ -129,23 +144,24 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         print(f"pretraining: continuing at epoch {latest // per_epoch} of {epochs}", flush=True)
     log = MetricsLog(workdir / "metrics.jsonl", {"stage": "pretrain"}, after_step=latest or 0)
 
+    def read(rows):
+        return (cache.values[images[rows]],)
+
     remaining = range((latest or 0) // per_epoch, epochs)
     for epoch in track(remaining, total=len(remaining), description="pretraining the backbone", unit="epochs"):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(keys[_ORDER], epoch), seen))
         losses = []
         for batch in np.split(order[: per_epoch * batch_size], per_epoch):
-            photos = cache.values[images[batch]]
-            state, loss = pretrain_step(state, keys[_NOISE], photos, labels[batch], model=model, optimizer=optimizer)
+            mine = batch[parallel.share(batch_size)]
+            photos = cache.values[images[mine]]
+            state, loss = pretrain_step(state, noise_key, photos, labels[mine], model=model, optimizer=optimizer)
             losses.append(loss)
-        scores = [
-            np.asarray(_probabilities(state.variables(), cache.values[images[padded]], model=model))[: len(batch)]
-            for batch, padded in evaluate.batches(held_out)
-        ]
+        (scores,) = evaluate.map_batches(_probabilities, model, held_out, read, state.variables())
         metrics = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * per_epoch,
             "loss": float(np.mean(jax.device_get(losses))),
-            "held_out_macro_ap": evaluate.macro_ap(np.concatenate(scores)[None], labels[held_out][None]),
+            "held_out_macro_ap": evaluate.macro_ap(scores[None], labels[held_out][None]),
         }
         log.write(metrics)
         checkpoints.save(metrics["step"], state, metrics)
@@ -156,7 +172,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     checkpoints.close()
     path = workdir / "backbone.safetensors"
     network = {collection: tree["backbone"]["network"] for collection, tree in variables.items() if tree}
-    save_weights(path, network, photo_backbone.network)
+    if parallel.is_first():
+        save_weights(path, network, photo_backbone.network)
     print(f"best at epoch {best // per_epoch}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
     print(f"written to {path}; train on from it with --config.backbone_weights={path}")
     return path

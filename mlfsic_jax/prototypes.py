@@ -33,6 +33,7 @@ class CrossAttention(nn.Module):
         query = query.reshape(-1, self.n_heads, d // self.n_heads)  # [C, heads, d_a]
         keys = values = locals_.reshape(-1, self.n_heads, d // self.n_heads)  # [M, heads, d_a]
         logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
+        self.sow("intermediates", "logits", logits)  # for those who ask, see ``models.attention_values``
         attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
         pooled = jnp.einsum("chm,mhd->chd", attention, values).reshape(-1, d)
         hidden = nn.gelu(nn.Dense(d, name="mlp_1")(pooled), approximate=False)

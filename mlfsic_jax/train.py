@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from flax import traverse_util
+from safetensors.numpy import save
 
-from mlfsic_jax import evaluate, inputs
+from mlfsic_jax import evaluate, inputs, parallel, word_ridge
 from mlfsic_jax.checkpoint import Checkpoints
 from mlfsic_jax.config import validate
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
@@ -42,13 +46,12 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One training episode, see ``BaseModel.losses``."""
+    """The episodes of one training step, see ``BaseModel.losses``; all arrays have a leading axis [E]."""
 
     support: jax.Array
     query: jax.Array
     support_labels: jax.Array
     query_labels: jax.Array
-    word_vectors: jax.Array
 
 
 def create_optimizer(
@@ -91,40 +94,71 @@ def create_train_state(key, model: BaseModel, split: evaluate.SplitView, optimiz
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "optimizer", "gamma", "lcm", "threshold"), donate_argnames="state"
-)
-def train_step(state: TrainState, key, batch: Batch, *, model: BaseModel, optimizer, gamma, lcm, threshold):
-    """One episode, one update of L_cm + gamma L_query (eq 20).
+def train_step(
+    state: TrainState,
+    key,
+    batch: Batch,
+    word_vectors,
+    *,
+    model: BaseModel,
+    optimizer,
+    gamma: float,
+    lcm: LCMOptions | None = None,
+    threshold: float = 0.53,
+    shared: bool = True,
+):
+    """One update of L_cm + gamma L_query (eq 20), averaged over the episodes of the step.
 
     Args:
       state: is donated.
-      key: of the run's dropout and augmentation; the step is folded in.
-      batch: the episode's images, labels and words.
-      model: what is trained.
+      key: of the run's dropout and augmentation; the number of the episode in the run is folded in.
+      batch: the step's episodes; where they are shared, those of this process.
+      word_vectors: float32 [C, d_w].
+      model: what is trained; batch norm averages over ``parallel.EPISODE_AXES``.
       optimizer: see ``create_optimizer``.
       gamma: weight of the query loss.
       lcm: ``LCMOptions`` to select regions during training too, or None.
       threshold: theta where ``lcm`` is given.
+      shared: whether the episodes are mapped over the devices, of whose number theirs must be a multiple; else every
+        device computes all of them.
 
     Returns:
-      (the new ``TrainState``, (L_cm, L_query)).
+      (the new ``TrainState``, (L_cm, L_query)), the losses averaged over all episodes.
     """
-    dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.step))
+    if shared:
+        batch = parallel.split(batch)
+    specs = (parallel.COPIED, parallel.COPIED, parallel.SPLIT if shared else parallel.COPIED, parallel.COPIED)
+    static = (model, optimizer, gamma, lcm, threshold, shared)
+    step = parallel.pmapped(_step, *static, specs=specs, out_specs=parallel.COPIED, donate=(0,))
+    return step(state, key, batch, word_vectors)
+
+
+def _step(model, optimizer, gamma, lcm, threshold, shared, state: TrainState, key, batch: Batch, word_vectors):
+    n_here = len(batch.support)
+    n_all = n_here * (jax.lax.axis_size(parallel.AXIS) if shared else 1)
+    first = state.step * n_all + (jax.lax.axis_index(parallel.AXIS) * n_here if shared else 0)
 
     def loss_fn(params):
-        (cm, query_loss), updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            *batch,
-            lcm=lcm,
-            threshold=threshold,
-            rngs={"dropout": dropout_key, "augment": augment_key},
-            mutable=["batch_stats"],
-            method="losses",
-        )
-        return cm + gamma * query_loss, (cm, query_loss, updates.get("batch_stats", {}))
+        def losses(number, episode):
+            dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
+            (cm, query_loss), updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                *episode,
+                word_vectors,
+                lcm=lcm,
+                threshold=threshold,
+                rngs={"dropout": dropout_key, "augment": augment_key},
+                mutable=["batch_stats"],
+                method="losses",
+            )
+            return cm, query_loss, updates.get("batch_stats", {})
 
-    grads, (cm, query_loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        results = jax.vmap(losses, axis_name=parallel.EPISODE_AXES[0])(first + jnp.arange(n_here), batch)
+        cm, query_loss, batch_stats = jax.tree.map(lambda x: x.mean(axis=0), results)
+        return cm + gamma * query_loss, (cm, query_loss, batch_stats)
+
+    results = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (cm, query_loss, batch_stats) = jax.lax.pmean(results, parallel.AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)
@@ -151,10 +185,19 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     """
     key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
     keys = [jax.random.fold_in(key, i) for i in range(6)]
-    split, per_epoch = run.splits["train"], config.train.episodes_per_epoch
+    split, per_step = run.splits["train"], config.train.episodes_per_step
+    per_epoch = config.train.episodes_per_epoch // per_step  # steps
+    shared = per_step % jax.device_count() == 0
+    if not shared:
+        print(
+            f"{n_shot}-shot: each of the {jax.device_count()} devices trains on every episode; to share them, set "
+            f"config.train.episodes_per_step to a multiple of {jax.device_count()}"
+        )
+    mine = parallel.share(per_step) if shared else slice(None)
     steps = (config.train.warmup_epochs * per_epoch, config.train.epochs * per_epoch)
     optimizer, schedule = create_optimizer(config.train.learning_rate, *steps, config.train.schedule)
-    state = create_train_state(keys[_INIT], run.model, split, optimizer, run.pretrained)
+    state = parallel.copy(create_train_state(keys[_INIT], run.model, split, optimizer, run.pretrained))
+    noise_key = parallel.copy(keys[_NOISE])
     checkpoints = Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap")
     latest = checkpoints.latest()
     if latest is not None:
@@ -169,6 +212,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         gamma=config.train.gamma,
         lcm=lcm_options(config) if config.lcm.during_training else None,
         threshold=config.lcm.training_threshold,
+        shared=shared,
     )
     epochs = range((latest or 0) // per_epoch, config.train.epochs)
     losses = []
@@ -176,19 +220,14 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         episodes = sample_episodes(
             jax.random.fold_in(keys[_EPISODES], epoch),
             split.labels,
-            n_episodes=per_epoch,
+            n_episodes=per_epoch * per_step,
             n_shot=n_shot,
             n_query=config.train.n_query,
         )
-        for support, query in zip(*map(np.asarray, episodes), strict=True):
-            state, loss = step(
-                state,
-                keys[_NOISE],
-                Batch(
-                    *(split.inputs(support), split.inputs(query), split.labels[support], split.labels[query]),
-                    split.word_vectors,
-                ),
-            )
+        supports, queries = (np.asarray(x).reshape(per_epoch, per_step, -1)[:, mine] for x in episodes)
+        for support, query in zip(supports, queries, strict=True):
+            batch = Batch(split.inputs(support), split.inputs(query), split.labels[support], split.labels[query])
+            state, loss = step(state, noise_key, batch, split.word_vectors)
             losses.append(loss)
         done = epoch + 1
         if done % config.train.validate_every and done < config.train.epochs:
@@ -244,8 +283,21 @@ def restore_best(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
     return variables
 
 
-def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, variables: dict) -> dict:
+def evaluate_run(
+    config: ml_collections.ConfigDict,
+    run: inputs.Inputs,
+    n_shot: int,
+    variables: dict,
+    fitted: word_ridge.Fitted,
+) -> dict:
     """Chooses theta on validation episodes, then evaluates all methods on the fixed novel episodes.
+
+    Args:
+      config: see ``mlfsic_jax.config``.
+      run: see ``inputs.load``.
+      n_shot: K.
+      variables: of the trained model.
+      fitted: of ``evaluate.fit_ridge``.
 
     Returns:
       One entry of ``results.json``.
@@ -261,8 +313,7 @@ def evaluate_run(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
         thresholds=thresholds,
         lcm=lcm_options(config),
     )
-    ridge = ridge_options(config)
-    score = functools.partial(score, ridge=ridge, fitted=evaluate.fit_ridge(run.model, variables, run.base, ridge))
+    score = functools.partial(score, ridge=ridge_options(config), fitted=fitted)
     sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
     chosen = int(np.argmax(on_validation))
@@ -320,11 +371,41 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     for n_shot in config.shots:
         variables = train(config, run, n_shot, workdir)
         print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
-        results.append(evaluate_run(config, run, n_shot, variables))
-        write_json(workdir / "results.json", results)
+        fitted = evaluate.fit_ridge(run.model, variables, run.base, ridge_options(config))
+        results.append(evaluate_run(config, run, n_shot, variables, fitted))
+        if parallel.is_first():
+            save_for_prediction(workdir, run, n_shot, variables, fitted)
+            write_json(workdir / "results.json", results)
     print(evaluate.results_table(results))
     print(f"written to {workdir / 'results.json'} after {time.monotonic() - start:.0f} s")
     return results
+
+
+def save_for_prediction(
+    workdir: Path, run: inputs.Inputs, n_shot: int, variables: dict, fitted: word_ridge.Fitted
+) -> None:
+    """Writes what ``mlfsic_jax.predict`` needs besides the results: the best model, and the labels' word vectors."""
+    write_tree(workdir / f"model_{n_shot}shot.safetensors", {"variables": variables, "fitted": fitted._asdict()})
+    vectors = {
+        name: vector
+        for split in run.splits.values()
+        for name, vector in zip(split.label_names, split.word_vectors, strict=True)
+    }
+    splits = {name: list(split.label_names) for name, split in run.splits.items()}
+    write_arrays(workdir / "label_vectors.safetensors", vectors, {"splits": json.dumps(splits)})
+
+
+def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Nested dicts of arrays as a .safetensors file with keys such as ``params/joint/a_text/kernel``."""
+    write_arrays(path, traverse_util.flatten_dict(dict(tree), sep="/"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """A .safetensors file, written beside and renamed: a reader never sees half of it."""
+    part = path.with_suffix(".part")
+    # Not save_file, whose files only their owner may read.
+    part.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+    os.replace(part, path)
 
 
 def open_workdir(workdir: str | Path) -> Path:
@@ -353,8 +434,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> N
     wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
     wanted = json.loads(json.dumps(wanted))
     path = workdir / "trained_with.json"
-    if not path.exists():
+    if parallel.is_first() and not path.exists():
         write_json(path, wanted)
+    parallel.wait_for_all()
     try:
         found = json.loads(path.read_text())
     except ValueError:
@@ -386,23 +468,52 @@ def _check_feasible(config: ml_collections.ConfigDict, run: inputs.Inputs) -> No
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one line per validation, without those that a resumed run will write again."""
+    """``metrics.jsonl``: one line per validation, without those that a resumed run will write again.
+
+    The same numbers go to ``tensorboard/`` beside it.
+    """
 
     def __init__(self, path: Path, run: dict, after_step: int):
         """``run`` stands at the start of every line and tells this run's lines from the others'."""
         self._path, self._run = path, run
+        self._mine: list[dict] = []
+        if not parallel.is_first():
+            return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_whole(line) and not self._will_repeat(json.loads(line), after_step)]
         part = path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in kept))
         os.replace(part, path)
+        self._mine = [metrics for metrics in map(json.loads, kept) if run.items() <= metrics.items()]
 
     def write(self, metrics: dict) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(self._run | metrics) + "\n")
+        if parallel.is_first():
+            with self._path.open("a") as file:
+                file.write(json.dumps(self._run | metrics) + "\n")
+            self._mine.append(metrics)
+            name = "-".join(f"{key}={value}" for key, value in self._run.items())
+            scalars_to_tensorboard(self._mine, self._path.parent / "tensorboard" / name, without=tuple(self._run))
 
     def _will_repeat(self, metrics: dict, after_step: int) -> bool:
         return self._run.items() <= metrics.items() and metrics["step"] > after_step
+
+
+def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Writes numbers for TensorBoard, in the place of what the folder held: no step stands there twice.
+
+    Args:
+      metrics: lines of ``metrics.jsonl``, each with its "step".
+      folder: what TensorBoard shows as one run.
+      without: fields to leave out.
+    """
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for line in metrics:
+            for name, value in line.items():
+                if name not in ("step", *without):
+                    writer.add_scalar(name, value, line["step"])
 
 
 def _is_whole(line: str) -> bool:

@@ -183,7 +183,9 @@ def region_word_ridge(
     return Prediction(scores(fitted, adapted, query, query_regions), adapted.left_out)
 
 
-def adapt(fitted: Fitted, support, support_regions, labels, word_vectors, *, beta: float, regulariser: float) -> Adapted:
+def adapt(
+    fitted: Fitted, support, support_regions, labels, word_vectors, *, beta: float, regulariser: float
+) -> Adapted:
     """The half of ``word_ridge`` and ``region_word_ridge`` that needs no queries.
 
     Args:
@@ -252,6 +254,37 @@ def region_kernel(a, b):
     k1, h = jax.lax.map(with_one, (u_b, r_b, v_b))  # [J, I]
     norm = jnp.sqrt(jax.vmap(own)(u_a, v_a)[:, None] * jax.vmap(own)(u_b, v_b))
     return (k1.T + h.T / jnp.maximum(norm, 1e-12)) / 2
+
+
+def region_pairs(a, b):
+    """``region_kernel`` before the sum over pairs of regions: which region met which.
+
+    With it a prediction comes apart exactly: a score is the word prior plus the sum over support photos s and regions l
+    and m of ``pairs[s, l, m] * adapted.dual[s]``. In k1 a region counts with its best match alone, in k2 with all
+    that it resembles.
+
+    Args:
+      a: float [I, L, d], centred local features z, of which an image has at least one that is not 0.
+      b: float [J, M, d].
+
+    Returns:
+      float [I, J, L, M]; its sum over the last two axes is ``region_kernel(a, b)``.
+    """
+
+    def pair(z_a, z_b):
+        u, u_b = unit(z_a), unit(z_b)
+        length, length_b = jnp.linalg.norm(z_a, axis=-1), jnp.linalg.norm(z_b, axis=-1)
+        similarity = u @ u_b.T
+        best_in_b = jnp.argmax(jnp.where(length_b > 0, similarity, -2.0), axis=1)
+        best_in_a = jnp.argmax(jnp.where(length[:, None] > 0, similarity, -2.0), axis=0)
+        weight = _shares(length)[:, None] * jax.nn.one_hot(best_in_b, len(z_b))
+        weight += _shares(length_b) * jax.nn.one_hot(best_in_a, len(z_a)).T
+        v, v_b = _shares(length**2), _shares(length_b**2)
+        h = v[:, None] * jnp.maximum(similarity, 0) ** 2 * v_b
+        own, own_b = (w @ jnp.maximum(r @ r.T, 0) ** 2 @ w for w, r in ((v, u), (v_b, u_b)))
+        return (similarity * weight / 2 + h / jnp.maximum(jnp.sqrt(own * own_b), 1e-12)) / 2
+
+    return jax.lax.map(lambda z: jax.vmap(lambda z_b: pair(z, z_b))(b), a)
 
 
 def probabilities(prediction: Prediction, labels, slope: float, intercept: float):

@@ -163,29 +163,31 @@ def test_schedule_warms_up_then_decays():
     np.testing.assert_allclose(train.create_optimizer(0.5, 10, 50, "constant")[1](49), 0.5)
 
 
-def test_train_step_is_adam_on_the_sum_of_both_losses():
+def test_train_step_is_adam_on_the_mean_loss_of_its_episodes():
     rng = np.random.default_rng(0)
     model = BaseModel(d_joint=4, n_heads=2, d_dynamic=5, n_dynamic=2, dropout=0.0)
     batch = train.Batch(
-        *(rng.random((n, 1, 2, 3)).astype(np.float32) for n in (3, 4)),
-        *(rng.random((n, 2)) < 0.7 for n in (3, 4)),
-        rng.normal(size=(2, 5)).astype(np.float32),
+        *(rng.random((2, n, 1, 2, 3)).astype(np.float32) for n in (3, 4)),
+        *(rng.random((2, n, 2)) < 0.7 for n in (3, 4)),
     )
-    split = SplitView(
-        lambda rows: batch.support[rows], np.asarray(batch.support_labels), batch.word_vectors, ("a", "b")
-    )
+    words = rng.normal(size=(2, 5)).astype(np.float32)
+    split = SplitView(lambda rows: batch.support[0, rows], batch.support_labels[0], words, ("a", "b"))
     optimizer = optax.adam(0.1)
     state = train.create_train_state(jax.random.key(0), model, split, optimizer)
 
-    def loss(params):
-        cm, query = model.apply({"params": params}, *batch, method="losses", rngs={"dropout": jax.random.key(0)})
-        return cm + 3.0 * query
+    def loss(params):  # one episode after the other
+        losses = []
+        for episode in zip(*batch, strict=True):
+            noise = {"dropout": jax.random.key(0)}
+            cm, query = model.apply({"params": params}, *episode, words, method="losses", rngs=noise)
+            losses.append(cm + 3.0 * query)
+        return sum(losses) / 2
 
     # Adam's first step is lr * g / (|g| + eps).
     expected = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g) + 1e-8), state.params, jax.grad(loss)(state.params))
     before = jax.device_get(state.params)
     new, (cm, query) = train.train_step(
-        state, jax.random.key(1), batch, model=model, optimizer=optimizer, gamma=3.0, lcm=None, threshold=0.53
+        state, jax.random.key(1), batch, words, model=model, optimizer=optimizer, gamma=3.0
     )
     np.testing.assert_allclose(cm + 3.0 * query, loss(before), rtol=1e-5)
     # float32; where a gradient is about zero its sign may be lost

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.files import lock
 from mlfsic_jax.progress import track
 
 _MB = 10**6
@@ -550,18 +551,9 @@ def _one_line(folder: pathlib.Path) -> Iterator[None]:
         raise InputError(f"{where} cannot be read or written: {reason}. Make room, or choose another folder") from error
 
 
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time write there; the lock goes with the process, however that ends."""
-    import fcntl  # array_record has no Windows build, so neither has this package
-
-    with open(folder / ".download.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that downloads to {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Lets one process at a time write there."""
+    return lock(folder / ".download.lock", f"another process that downloads to {folder}")
 
 
 def _say(line: str) -> None:

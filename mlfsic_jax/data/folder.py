@@ -35,7 +35,7 @@ def scan(source: pathlib.Path) -> prepared.Source:
         raise InputError(f"source {source} is not a folder. {LAYOUT}")
     table, instances_file = source / "labels.csv", source / "labels.json"
     if table.is_file():
-        labels, described_by = _from_csv(table), [table]
+        labels, described_by = read_csv(table)[0], [table]
     elif instances_file.is_file():
         found = instances(instances_file, source)
         labels, described_by = {photo: names for _, photo, names in found}, [instances_file]
@@ -56,7 +56,19 @@ def scan(source: pathlib.Path) -> prepared.Source:
     return prepared.Source(prepared.digest([*described_by, sizes]), source.resolve().name, lambda: contents)
 
 
-def _from_csv(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
+def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.Path, list[str]], list[str]]:
+    """Reads which labels photos have, from a file in either of the two forms of ``labels.csv``.
+
+    Args:
+      path: the file; the photos' paths in it start from its folder.
+      anywhere: the photos may lie outside of that folder.
+
+    Returns:
+      Photo -> its labels, and the labels that the file names, those without a photo too.
+
+    Raises:
+      InputError: the file cannot be read or is malformed; the line is named.
+    """
     labels: dict[pathlib.Path, list[str]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -73,14 +85,16 @@ def _from_csv(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
                     raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
                 names = _names(row, columns, where)
                 photo = pathlib.PurePosixPath(row["file"].strip())
-                if not photo.parts or photo.is_absolute() or ".." in photo.parts:
+                if not photo.parts or (not anywhere and (photo.is_absolute() or ".." in photo.parts)):
                     raise InputError(f"{where}: {row['file']!r} must be the path of a photo inside {path.parent}")
                 if path.parent / photo in labels:
                     raise InputError(f"{where}: {row['file']!r} occurs twice; put all labels of a photo into one line")
                 labels[path.parent / photo] = names
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): save it as CSV in UTF-8") from error
-    return labels
+    if columns == ["file", "labels"]:
+        return labels, list(dict.fromkeys(name for names in labels.values() for name in names))
+    return labels, columns[1:]
 
 
 def _names(row: dict[str, str], columns: list[str], where: str) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.files import lock
 from mlfsic_jax.progress import track
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
@@ -132,7 +133,7 @@ def open_or_prepare(
         if not (copy / _TABLE_FILE).is_file():
             contents = scanned.read()
             try:
-                with _lock(root, name):
+                with lock(root / ".lock", f"another process that prepares {name} in {root}"):
                     if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
                         _prepare(name, contents, scanned.digest, copy)
             except OSError as error:
@@ -202,21 +203,6 @@ def photos(copy: Copy) -> Callable[[int], np.ndarray]:
 
 
 # --- writing
-
-
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Lets one process at a time prepare; the lock goes with the process, however that ends."""
-    import fcntl  # array_record has no Windows build, so neither has this module
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares {name} in {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _part_name(part: int) -> str:

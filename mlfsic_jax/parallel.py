@@ -1,0 +1,115 @@
+"""Many devices and many hosts: episodes and images are mapped over a one-dimensional mesh of all devices.
+
+"pmapped" here is ``jit`` of ``jax.shard_map``, which is what ``jax.pmap`` itself has become. On one device it is the
+same program; there is no second path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+AXIS = "devices"
+EPISODE_AXES = ("episodes", AXIS)  # a training step's: vmapped on each device, and mapped over devices
+SPLIT, COPIED = PartitionSpec(AXIS), PartitionSpec()
+
+
+def start() -> None:
+    """Joins the other processes of a run, where there are any; call it before anything else touches JAX.
+
+    Under SLURM and on TPU pods JAX finds them by itself. Elsewhere the environment says where: JAX_COORDINATOR_ADDRESS
+    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        number, process = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(num_processes=number, process_id=process)
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def is_first() -> bool:
+    """Whether this process writes the files and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Only the first process prints; the others speak up when they fail."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices("wait_for_all")
+
+
+@functools.cache
+def mesh() -> jax.sharding.Mesh:
+    """All devices of all hosts in a row."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@functools.lru_cache(maxsize=64)
+def pmapped(fn: Callable, *static: Any, specs: tuple, out_specs: Any = SPLIT, donate: tuple[int, ...] = ()) -> Callable:
+    """``jit(shard_map(fn))``: every device runs ``fn`` on its share.
+
+    Gradients inside ``fn`` are those of every device's own part (``check_vma`` is off): average them over ``AXIS``.
+
+    Args:
+      fn: called with ``static`` and then the arrays. A module-level function, so that it is compiled once.
+      *static: hashable values.
+      specs: for each array argument, ``SPLIT`` along its first axis or ``COPIED``.
+      out_specs: the same for the results.
+      donate: positions of arrays whose memory the results may take.
+    """
+    mapped = jax.shard_map(
+        functools.partial(fn, *static), mesh=mesh(), in_specs=specs, out_specs=out_specs, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=donate)
+
+
+def copy(tree: Any) -> Any:
+    """A pytree of equal values in every process, put on every device."""
+
+    def put(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put does not know keys on other hosts' devices
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        return jax.device_put(np.asarray(x), NamedSharding(mesh(), COPIED))
+
+    return jax.tree.map(put, tree)
+
+
+def share(n_rows: int) -> slice:
+    """Which of ``n_rows`` rows, a multiple of the number of devices, this process has to read."""
+    per_process = n_rows // jax.process_count()
+    return slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
+
+
+def split(local: Any) -> Any:
+    """This process's ``share`` of some arrays -> arrays that are split over all devices."""
+    sharding = NamedSharding(mesh(), SPLIT)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
+
+
+def fetch(tree: Any) -> Any:
+    """Split arrays as whole NumPy arrays in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(tree, tiled=True)
