@@ -11,7 +11,6 @@ import collections
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import numpy as np
 from mlfsic_jax.data.dataset import ImageDataset, Split
 from mlfsic_jax.data.transforms import resize
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import lock
+from mlfsic_jax.files import lock, write_json
 from mlfsic_jax.progress import track
 
 _BATCH = 32
@@ -176,10 +175,3 @@ def _build(path, dataset, image_size, manifest, progress, compute):
             values.flush()
             progress["done"] = end
             write_json(path / "progress.json", progress)
-
-
-def write_json(path: Path, value) -> None:
-    """Writes beside, then renames: a reader never sees half a file."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +15,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax import traverse_util
-from safetensors.numpy import save
 
 from mlfsic_jax import evaluate, inputs, parallel, word_ridge
 from mlfsic_jax.checkpoint import Checkpoints
 from mlfsic_jax.config import validate
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.feature_cache import write_json
+from mlfsic_jax.files import write_arrays, write_json, write_tree
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.progress import track
 
@@ -393,19 +390,6 @@ def save_for_prediction(
     }
     splits = {name: list(split.label_names) for name, split in run.splits.items()}
     write_arrays(workdir / "label_vectors.safetensors", vectors, {"splits": json.dumps(splits)})
-
-
-def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
-    """Nested dicts of arrays as a .safetensors file with keys such as ``params/joint/a_text/kernel``."""
-    write_arrays(path, traverse_util.flatten_dict(dict(tree), sep="/"))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """A .safetensors file, written beside and renamed: a reader never sees half of it."""
-    part = path.with_suffix(".part")
-    # Not save_file, whose files only their owner may read.
-    part.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
-    os.replace(part, path)
 
 
 def open_workdir(workdir: str | Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mlfsic_jax.errors import InputError
 
@@ -61,12 +61,12 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
                 return np.asarray(_upright(_to_rgb(image), _orientation(image)))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         too_large = True
+    except UnidentifiedImageError as error:
+        raise InputError(f"photo {name} is not a photo of any known kind: replace the file or leave it out") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise InputError(
-            f"photo {name} is damaged or not a photo ({error}): replace the file or take it out of the dataset"
-        ) from error
+        raise InputError(f"photo {name} is damaged ({error}): replace the file or leave it out") from error
     assert too_large
-    raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or take it out of the dataset")
+    raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out")
 
 
 def _orientation(image: Image.Image) -> int:
