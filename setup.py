@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mlfsic_jax*"]),
-    package_data={"mlfsic_jax": ["py.typed", "data/label_splits.json"]},
+    package_data={"mlfsic_jax": ["py.typed", "data/label_splits.json", "published.json", "report.html.jinja"]},
     python_requires=">=3.11",
     # constraints.txt pins the versions that the tests ran with.
     install_requires=[
@@ -26,6 +26,8 @@ setup(
         "flax>=0.12",
         "importlib_resources>=6",  # TFDS needs it and does not say so
         "jax>=0.10,<0.12",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.5",
@@ -33,11 +35,16 @@ setup(
         "pillow>=11.0",
         "safetensors>=0.5",
         "scipy>=1.14",
+        "tensorboardX>=2.6.4",  # TensorBoard's files without TensorFlow
         "tensorflow-datasets>=4.9.10",  # builders and readers; TensorFlow itself is not needed
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.5"],
+        "test": [
+            *("chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.5"),
+            *("ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"),
+        ],
+        "notebooks": ["ipykernel>=6.29", "notebook>=7.0"],
         "torch": ["torch>=2.6"],
         "text": ["huggingface_hub>=1.0", "torch>=2.6", "transformers>=5.0"],
         "word2vec": ["gensim>=4.4"],

@@ -183,7 +183,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
     keys = [jax.random.fold_in(key, i) for i in range(6)]
     split, per_step = run.splits["train"], config.train.episodes_per_step
-    per_epoch = config.train.episodes_per_epoch // per_step  # steps
+    per_epoch = -(-config.train.episodes_per_epoch // per_step)  # steps
     shared = per_step % jax.device_count() == 0
     if not shared:
         print(
@@ -358,6 +358,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     start = time.monotonic()
     validate(config)
     workdir = open_workdir(workdir)
+    config = config.copy_and_resolve_references()
+    config.train.episodes_per_step = config.train.episodes_per_step or jax.device_count()
     run = inputs.load(config)
     fields = config.to_dict()
     settings = {name: fields[name] for name in ("train_backbone", "model", "train")}
