@@ -66,7 +66,7 @@ def sample_episode(key: jax.Array, labels, *, n_shot: int, n_query: int) -> Epis
       ValueError: ``labels`` or the counts are malformed; ``InfeasibleEpisode`` if no episode exists.
     """
     plan, n_images = _check(labels, n_shot, n_query)
-    return _draw(key, plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+    return _draw(key, plan, n_images=n_images, most=int(plan.count.max()), n_shot=n_shot, n_query=n_query)
 
 
 def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_query: int) -> Episode:
@@ -78,7 +78,8 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
     plan, n_images = _check(labels, n_shot, n_query)
-    draw = functools.partial(_draw, plan=plan, n_images=n_images, n_shot=n_shot, n_query=n_query)
+    sizes = {"n_images": n_images, "most": int(plan.count.max()), "n_shot": n_shot, "n_query": n_query}
+    draw = functools.partial(_draw, plan=jax.device_put(plan), **sizes)
     episodes = [draw(jax.random.fold_in(key, i)) for i in range(n_episodes)]
     return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *episodes)
 
@@ -197,8 +198,8 @@ def _assign(labels: np.ndarray, need: int) -> np.ndarray:
     return columns[np.lexsort((columns, rows))].reshape(n_labels, need)
 
 
-@functools.partial(jax.jit, static_argnames=("n_images", "n_shot", "n_query"))
-def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Episode:
+@functools.partial(jax.jit, static_argnames=("n_images", "most", "n_shot", "n_query"))
+def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: int) -> Episode:
     n_labels, n_entries = len(plan.start), len(plan.image)
 
     def attempt(key):
@@ -207,19 +208,22 @@ def _draw(key, plan: _Plan, *, n_images: int, n_shot: int, n_query: int) -> Epis
         bits, *order_bits = jnp.split(
             jax.random.bits(key, (n_entries + 2 * n_labels,)), [n_entries, n_entries + n_labels]
         )
-        # Every label's images in an order of its own; each turn takes the first free ones.
-        _, _, shuffled = jax.lax.sort((plan.label, bits, plan.image), num_keys=2)
-        # The others take at most all other images of the episode, so no label ever looks further than this.
-        window = jnp.arange(min(n_images, n_labels * (n_shot + n_query)))
+        # Every label's images are in the order of their random bits; each turn takes the first free ones. That is
+        # searched for, since sorting them all takes longer.
+        bits, images = (jnp.pad(x, (0, most)) for x in (bits, plan.image))
 
         def turn(take, carry, c):
-            free, _ = carry
-            candidates = shuffled[plan.start[c] + window]
-            usable = free[candidates] & (window < plan.count[c])
-            rank = jnp.cumsum(usable)
-            chosen = candidates[jnp.sum(rank < jnp.arange(1, take + 1)[:, None], axis=1)]
-            enough = rank[-1] >= take
-            return (free.at[chosen].set(False), carry[1] & enough), chosen
+            free, enough = carry
+            label_bits, label_images = (jax.lax.dynamic_slice(x, (plan.start[c],), (most,)) for x in (bits, images))
+
+            def first(usable, _):
+                lowest = jnp.min(label_bits, where=usable, initial=np.uint32(2**32 - 1))
+                chosen = jnp.argmax(usable & (label_bits == lowest))
+                return usable.at[chosen].set(False), (chosen, usable.any())
+
+            usable = free[label_images] & (jnp.arange(most) < plan.count[c])
+            _, (chosen, found) = jax.lax.scan(first, usable, length=take)
+            return (free.at[label_images[chosen]].set(False), enough & found.all()), label_images[chosen]
 
         free = (jnp.ones(n_images, bool), jnp.bool(True))
         drawn = []

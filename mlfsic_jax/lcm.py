@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mlfsic_jax.losses import binary_cross_entropy
-from mlfsic_jax.similarity import cosine_logits
+from mlfsic_jax.similarity import unit
 
 SCORE_SCALINGS = ("minmax", "none")
+_CACHE_BYTES = 2**20  # half of the second-level cache of a server core
 
 
 class LCMSelection(NamedTuple):
@@ -47,6 +48,9 @@ def lcm_select(
     classified against the label embeddings by scaled cosine. ``steps`` times: measure the loss change
     g = |rho * dL/drho| (eq 10), average it with momentum (eq 11), descend on rho, normalise rho to [0, 1] (eqs 6-7).
     A position is kept where sigmoid(score) >= ``threshold``.
+
+    In float32 an image whose features cancel each other, to a mean of less than 1e-3 of their lengths, has no accurate
+    score.
 
     A pure function of its arguments: works under jit, vmap and shard_map, in float32 and float64; images are
     independent of each other.
@@ -90,6 +94,7 @@ def lcm_select(
     return LCMSelection(*(x.reshape(s, h, w) for x in (keep, score, importance)))
 
 
+@functools.partial(jax.jit, static_argnames="steps")  # called on its own it would be compiled anew each time
 def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, momentum=0.95):
     """``lcm_select`` without the selection, on features that are already in the joint space.
 
@@ -101,25 +106,31 @@ def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, 
     Returns:
       (score [S, L], importance [S, L]) in the dtype of ``u``.
     """
-    one_image = functools.partial(
-        _loss_change_of_image,
-        label_embeddings=label_embeddings,
-        scale=scale,
-        steps=steps,
-        step_size=step_size,
-        momentum=momentum,
-    )
+    products = functools.partial(_products, words=unit(label_embeddings))
+    scan = functools.partial(_loss_change_of_image, scale=scale, steps=steps, step_size=step_size, momentum=momentum)
+    n_positions, n_labels = u.shape[1], len(label_embeddings)
+    in_cache = max(1, _CACHE_BYTES // (n_positions * (n_positions + n_labels) * u.dtype.itemsize))
     # bfloat16 products would move rho by 0.05 and flip a few positions.
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one_image)(u, labels.astype(u.dtype))
+        gram, agreement = _over_images(products, u)
+        return _over_images(scan, gram, agreement, labels.astype(u.dtype), at_once=in_cache)
 
 
-def _loss_change_of_image(u, y, *, label_embeddings, scale, steps, step_size, momentum):
-    """The scan over rho (eqs 5-7, 10, 11): u [L, d], y [C] -> score [L], importance [L]."""
+def _products(u, *, words):
+    """All that the scan needs to know of an image: u [L, d], unit words [C, d] -> u u' [L, L], u words' [L, C]."""
+    largest = jnp.max(jnp.abs(u))  # cosines do not see it, but the squares of large numbers overflow
+    u = u / jnp.where(largest > 0, largest, 1.0)
+    return u @ u.T, u @ words.T
+
+
+def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, momentum):
+    """The scan over rho (eqs 5-7, 10, 11): ``_products`` of an image, y [C] -> score [L], importance [L]."""
 
     def loss(rho):
-        pooled = jnp.mean(rho[:, None] * u, axis=0)  # eq 5
-        return binary_cross_entropy(cosine_logits(pooled, label_embeddings, scale), y).sum()
+        # Eq 5, v = sum_l rho_l u_l, is met only in |v|^2 = rho' gram rho and v . w_c = rho' agreement: the width d
+        # stays out of the scan. The mean's 1 / L does not change a cosine.
+        cosine = rho @ agreement * jax.lax.rsqrt(jnp.maximum(rho @ gram @ rho, 1e-24))
+        return binary_cross_entropy(scale * cosine, y).sum()
 
     def iteration(carry, i):
         rho, score = carry
@@ -129,10 +140,20 @@ def _loss_change_of_image(u, y, *, label_embeddings, scale, steps, step_size, mo
         score = alpha * score + (1.0 - alpha) * change  # eq 11
         return (_normalise_importance(rho - step_size * gradient), score), None
 
-    # Not jnp.ones(L): inside shard_map that would be one rho for all devices, and its gradient their silent sum.
-    ones = jnp.ones_like(u[:, 0])
-    (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=u.dtype))
+    # Made from all arguments, not jnp.ones(L): inside shard_map rho must be each device's own wherever any of them is,
+    # else its gradient is the silent sum over devices.
+    ones = jnp.ones_like(agreement @ y)
+    (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=gram.dtype))
     return score, rho
+
+
+def _over_images(f, *arrays, at_once: int | None = None):
+    """``jax.vmap(f)(*arrays)``, on a CPU in parts that its cache holds: so many images ``at_once``, or one by one."""
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=lambda *arrays: jax.lax.map(lambda one: f(*one), arrays, batch_size=at_once),
+        default=jax.vmap(f),
+    )
 
 
 def select_positions(score, threshold, *, scale: float = 10.0, score_scaling: str = "minmax"):

@@ -62,11 +62,32 @@ def test_eager_jit_and_vmap_give_the_same_episode():
 
 
 def test_many_episodes_are_single_ones_with_folded_keys():
-    many = sample_episodes(KEY, LABELS, n_episodes=18, n_shot=2, n_query=3)  # 16 are drawn side by side, then 2
+    many = sample_episodes(KEY, LABELS, n_episodes=18, n_shot=2, n_query=3)
     assert many.support.shape == (18, 8) and many.query.shape == (18, 12)
     for i in range(18):
         one = sample_episode(jax.random.fold_in(KEY, i), LABELS, n_shot=2, n_query=3)
         chex.assert_trees_all_equal(jax.tree.map(lambda x, i=i: x[i], many), one)
+
+
+def test_the_numbers_drawn_for_a_key_stay_the_same():
+    """Episodes are named by their keys: results in the README and in people's papers depend on these very draws."""
+    label, image = np.nonzero(LABELS.T)
+    n_entries, n_labels = len(label), LABELS.shape[1]
+    for seed in range(5):
+        key = jax.random.key(seed)
+        bits = np.asarray(jax.random.bits(jax.random.fold_in(key, 0), (n_entries + 2 * n_labels,)))
+        taken, expected = [], []
+        for take, phase in ((2, bits[n_entries : n_entries + n_labels]), (3, bits[n_entries + n_labels :])):
+            drawn = {}
+            for c in np.argsort(phase):
+                own = np.flatnonzero(label == c)
+                in_order = image[own[np.argsort(bits[own])]]
+                drawn[c] = [i for i in in_order if i not in taken][:take]
+                taken += drawn[c]
+            expected.append(np.concatenate([drawn[c] for c in range(n_labels)]))
+        got = sample_episode(key, LABELS, n_shot=2, n_query=3)
+        np.testing.assert_array_equal(got.support, expected[0])
+        np.testing.assert_array_equal(got.query, expected[1])
 
 
 def test_reproducible_whatever_the_type_of_the_labels():

@@ -1,6 +1,7 @@
 """LCM against a plain NumPy loop with the derivative written by hand, and the properties that must always hold."""
 
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mlfsic_jax import LCMSelection, lcm_select
+from mlfsic_jax import LCMSelection, lcm, lcm_select
 from mlfsic_jax.lcm import select_positions
 
 S, H, W, N, D, C = 5, 3, 4, 10, 8, 6
@@ -157,6 +158,28 @@ def test_images_are_independent(selected):
     assert (got.keep[1:] != selected.keep[1:]).any()
 
 
+def test_images_that_do_not_fit_the_cache_at_once(monkeypatch):
+    monkeypatch.setattr(lcm, "_CACHE_BYTES", 2 * 4 * H * W * (H * W + C))  # two of them: a scan over 2 + 2 and one more
+    features, labels, words, projection = case(6, D)
+    # A number of steps that no other test has, so that nothing compiled before is used.
+    got = lcm_select(*(jnp.asarray(x, jnp.float32) for x in (features @ projection, labels, words)), steps=17)
+    score, importance = reference(features @ projection, labels, words, steps=17)
+    np.testing.assert_allclose(got.score, score, atol=1e-4)
+    np.testing.assert_allclose(got.importance, importance, atol=2e-3)
+
+
+def test_compiled_once(caplog):
+    def compilations(seed, **options):
+        features, labels, words, _ = (x.astype(np.float32) for x in case(seed))
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            lcm_select(features, labels, words, steps=16, **options)
+        return sum("Compiling" in record.getMessage() for record in caplog.records)
+
+    assert compilations(0) > 0
+    assert [compilations(1), compilations(2, scale=20.0, step_size=0.1, momentum=0.5)] == [0, 0]
+
+
 def test_positions_have_no_order(selected):
     features, labels, words, _ = case()
     order = np.random.default_rng(0).permutation(H * W)
@@ -184,7 +207,7 @@ def test_projection_is_projecting_first():
     np.testing.assert_array_equal(inside.keep, before.keep)
 
 
-@pytest.mark.parametrize(("features_by", "words_by"), [(1e-6, 1.0), (1e6, 1.0), (1.0, 1e-6), (100.0, 1e6)])
+@pytest.mark.parametrize(("features_by", "words_by"), [(1e-30, 1.0), (1e30, 1.0), (1.0, 1e-6), (100.0, 1e6)])
 def test_lengths_do_not_matter(selected, features_by, words_by):
     features, labels, words, _ = case()
     got = lcm_select(
@@ -323,6 +346,13 @@ mesh = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Auto,))
 mapped = jax.shard_map(lcm_select, mesh=mesh, in_specs=(P("devices"), P("devices"), P()), out_specs=P("devices"))
 for a, b in zip(jax.jit(mapped)(*arguments), lcm_select(*arguments)):
     np.testing.assert_allclose(a, b, atol=1e-4)  # float32, 20 iterations with a normalisation each
+
+# The same images everywhere, other labels on every device.
+images, labels, words = arguments[0][:2], arguments[1], arguments[2]
+mapped = jax.shard_map(lcm_select, mesh=mesh, in_specs=(P(), P("devices"), P()), out_specs=P("devices"))
+alone = [lcm_select(images, labels[i : i + 2], words) for i in range(0, 8, 2)]
+for a, b in zip(jax.jit(mapped)(images, labels, words), zip(*alone)):
+    np.testing.assert_allclose(a, np.concatenate(b), atol=1e-4)
 """
 
 

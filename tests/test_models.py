@@ -10,7 +10,7 @@ import pytest
 
 from mlfsic_jax import lcm_select
 from mlfsic_jax.lcm import select_positions
-from mlfsic_jax.models import BaseModel, LCMOptions
+from mlfsic_jax.models import BaseModel, LCMOptions, attention_values
 from mlfsic_jax.prototypes import Prototypes
 
 S, Q, H, W, N, D_W, C = 4, 3, 2, 3, 6, 5, 3
@@ -187,3 +187,24 @@ def test_local_features_of_half_precision_are_computed_in_float32():
     half = losses(model, variables, support, *rest)
     full = losses(model, variables, support.astype(jnp.float32), *rest)
     np.testing.assert_allclose(half, full, rtol=1e-6)  # the rest is float32; in half precision 1e-3 would be lost
+
+
+def test_attention_values_are_the_loop_over_images_labels_and_heads():
+    model, variables = build()
+    rng = np.random.default_rng(1)
+    locals_, words = rng.normal(size=(S, 5, 8)).astype(np.float32), rng.normal(size=(C, 8)).astype(np.float32)
+    query = np.asarray(variables["params"]["prototype"]["attention"]["query"]["kernel"], np.float64)
+    expected = np.zeros((S, C, 5))
+    for s in range(S):
+        for c in range(C):
+            for position in range(5):
+                for head in (slice(0, 4), slice(4, 8)):  # two heads of four channels
+                    expected[s, c, position] += (words[c] @ query)[head] @ locals_[s, position, head] / np.sqrt(4)
+    got = jax.jit(attention_values, static_argnums=0)(model, variables, locals_, words)
+    assert got.shape == (S, C, 5)
+    np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 sums of eight products
+
+
+def test_what_is_kept_for_attention_values_is_no_parameter():
+    _, variables = build()
+    assert set(variables) == {"params"}

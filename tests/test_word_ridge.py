@@ -171,6 +171,41 @@ def test_an_image_matches_itself_best(case):
     assert np.isfinite(word_ridge.region_kernel(np.zeros((2, L, N), np.float32), z)).all()
 
 
+def test_pairs_of_regions_add_up_to_the_kernel(case):
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(3, L, N)).astype(np.float32), rng.normal(size=(2, L + 1, N)).astype(np.float32)
+    a[1, 2], b[0, 0] = 0, 0  # left out
+    pairs = np.asarray(jax.jit(word_ridge.region_pairs)(a, b))
+    assert pairs.shape == (3, 2, L, L + 1)
+    close(pairs.sum(axis=(2, 3)), word_ridge.region_kernel(a, b))
+    assert (pairs[1, :, 2] == 0).all() and (pairs[:, 0, :, 0] == 0).all()
+
+    # One pair by hand: two regions that are each other's best match.
+    z, y = a[0].astype(float), b[1].astype(float)
+    cosines = np.array([[unit(p) @ unit(q) for q in y] for p in z])
+    i, j = np.unravel_index(cosines.argmax(), cosines.shape)
+    norm = [np.linalg.norm(x, axis=1) for x in (z, y)]
+    v = [n**2 / (n**2).sum() for n in norm]
+    own = [
+        sum(w[p] * w[q] * max(0, unit(x[p]) @ unit(x[q])) ** 2 for p in range(len(x)) for q in range(len(x)))
+        for w, x in zip(v, (z, y), strict=True)
+    ]
+    best = (norm[0][i] / norm[0].sum() + norm[1][j] / norm[1].sum()) * cosines[i, j] / 2
+    close(pairs[0, 1, i, j], (best + v[0][i] * v[1][j] * cosines[i, j] ** 2 / np.sqrt(own[0] * own[1])) / 2)
+
+
+def test_a_score_comes_apart_into_words_and_pairs_of_regions(case):
+    _, episode, labels, words = case
+    fitted = fitted_of(case[0])
+    s, q = (episode[part].astype(np.float32) for part in ("support", "query"))
+    (s_global, s_regions), (q_global, q_regions) = ((x.mean(1), word_ridge.regions(fitted, x)) for x in (s, q))
+    adapted = word_ridge.adapt(fitted, s_global, s_regions, labels, words, beta=0.5, regulariser=0.3)
+    prior = word_ridge.word_prior(fitted, unit(q_global - np.asarray(fitted.mean)), words, 0.5)
+    by_pairs = np.einsum("qslm,sc->qc", word_ridge.region_pairs(q_regions, s_regions), adapted.dual)
+    expected = word_ridge.region_word_ridge(fitted, s_global, s_regions, labels, q_global, q_regions, words).query
+    close(prior + by_pairs, expected)
+
+
 def test_principal_directions_are_those_of_sklearn():
     from sklearn.decomposition import PCA
 
