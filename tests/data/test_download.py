@@ -18,6 +18,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from mlfsic_jax import files
 from mlfsic_jax.data import download
 from mlfsic_jax.data.download import ASSETS, Asset, fetch, fetch_and_unpack, unpack, weights
 from mlfsic_jax.errors import InputError
@@ -319,7 +320,8 @@ def test_a_wrong_file_in_the_place_is_left_to_the_user(server, tmp_path):
 
 def test_one_waits_for_another_that_fetches_the_same_file(server, tmp_path, monkeypatch):
     waiting = threading.Event()
-    monkeypatch.setattr(download, "_say", lambda line: waiting.set() if "waiting for another" in line else None)
+    say = lambda line, **_: waiting.set() if "waiting for another process that downloads" in line else None  # noqa: E731
+    monkeypatch.setattr(files, "print", say, raising=False)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with download._lock(tmp_path):
             second = pool.submit(fetch, asset_for(server.url), tmp_path, **FAST)
