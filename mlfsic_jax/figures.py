@@ -140,8 +140,8 @@ def match_figure(
         for at, cell in ((0, match.query_cell), (1 + match.support, match.support_cell)):
             ends.append((boxes[at], _region(boxes[at], cell, grid), seen[at, cell], match.colour))
             seen[at, cell] += 1
-    for (_, start, _, colour), (_, end, _, _) in zip(ends[::2], ends[1::2], strict=True):
-        _join(axes, start, end, colour)
+    for (_, start, before, colour), (_, end, before_there, _) in zip(ends[::2], ends[1::2], strict=True):
+        _join(axes, start, end, colour, 6 * before / points, 6 * before_there / points)
     for number, (box, region, before, colour) in enumerate(ends):
         _mark(axes, box, region, before, colour, number // 2 + 1, points)
     return figure
@@ -291,9 +291,10 @@ def _mark(axes: Axes, box, region, before, colour, number, points):
         axes.add_patch(FancyBboxPatch(*frame, fill=False, linewidth=width, edgecolor=line))
     radius = 9 / points
     right, down = before % 2, before // 2 % 2  # each at another corner
+    inward = min(radius, w / 4), min(radius, h / 4)
     centre = (
-        np.clip(x + right * w, box[0] + radius, box[0] + box[2] - radius),
-        np.clip(y + down * h, box[1] + radius, box[1] + box[3] - radius),
+        np.clip(x + inward[0] + right * (w - 2 * inward[0]), box[0] + radius, box[0] + box[2] - radius),
+        np.clip(y + inward[1] + down * (h - 2 * inward[1]), box[1] + radius, box[1] + box[3] - radius),
     )
     badge = {"boxstyle": "circle,pad=0.24", "facecolor": colour, "edgecolor": "white", "linewidth": 1.2}
     axes.text(
@@ -301,12 +302,13 @@ def _mark(axes: Axes, box, region, before, colour, number, points):
     )
 
 
-def _join(axes: Axes, start, end, colour):
+def _join(axes: Axes, start, end, colour, lower, lower_there):
+    """A curve from the right side of a region to the left side of another, so much below their middles."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    x0, y0 = start[0] + start[2], start[1] + start[3] / 2
-    x1, y1 = end[0], end[1] + end[3] / 2
+    x0, y0 = start[0] + start[2], start[1] + start[3] / 2 + lower
+    x1, y1 = end[0], end[1] + end[3] / 2 + lower_there
     bend = 0.45 * (x1 - x0)
     path = Path([(x0, y0), (x0 + bend, y0), (x1 - bend, y1), (x1, y1)], [Path.MOVETO, *[Path.CURVE4] * 3])
     for width, line, alpha in ((4.2, "white", 0.5), (2.2, colour, 1.0)):

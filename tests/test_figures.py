@@ -88,6 +88,8 @@ def test_two_labels_on_one_region_are_both_seen():
     assert second[0] > first[0] and second[1] > first[1] and second[2] < first[2] and second[3] < first[3]
     places = [text.get_position() for text in figure.axes[0].texts[::2]]
     assert places[0] != places[1]
+    starts = [p.get_path().vertices[0] for p in figure.axes[0].patches if isinstance(p, PathPatch)][::2]
+    assert starts[0][0] == starts[1][0] and starts[0][1] < starts[1][1]  # two curves, not one
 
 
 def test_a_match_is_drawn_in_its_colour():
