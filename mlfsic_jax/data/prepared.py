@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -183,6 +184,7 @@ def _size(path: pathlib.Path) -> int:
 
 def photos(copy: Copy) -> Callable[[int], np.ndarray]:
     """``i -> uint8 [H, W, 3]``: random access to the photos of a copy; its files are opened at the first call."""
+    opening = threading.Lock()
 
     @functools.cache
     def records(part: int) -> Sequence[dict[str, Any]]:
@@ -192,7 +194,9 @@ def photos(copy: Copy) -> Callable[[int], np.ndarray]:
         name = str(copy.names[i])
         part, place = copy.records[i].tolist()
         try:
-            record = records(part)[place]
+            with opening:  # two threads that silence TFDS at once would leave the program silent
+                opened = records(part)
+            record = opened[place]
             if record["filename"].decode() != name:
                 raise ValueError(f"found {record['filename']!r} in the place of {name}")
         except Exception as error:  # array_record and protobuf raise their own errors for damaged files
