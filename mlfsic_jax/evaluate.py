@@ -114,6 +114,27 @@ def embed(model: BaseModel, variables, inputs, rows: np.ndarray, fitted: word_ri
     return Embedded(*map_batches(_embed, model, rows, lambda r: (inputs(r),), variables, fitted))
 
 
+def lcm_scores(model: BaseModel, variables, locals_, labels, word_vectors, options: LCMOptions) -> np.ndarray:
+    """LCM's raw scores of images, in batches of one size.
+
+    Args:
+      model: the model.
+      variables: its parameters.
+      locals_: float [I, L, d_joint], see ``Embedded``.
+      labels: bool [I, C].
+      word_vectors: float32 [C, d_w].
+      options: how LCM runs.
+
+    Returns:
+      float32 [I, L].
+    """
+    rows = np.arange(len(locals_))
+    (scores,) = map_batches(
+        *(_lcm_scores, (model, options), rows, lambda r: (locals_[r], labels[r]), variables, word_vectors)
+    )
+    return scores
+
+
 def fit_ridge(model: BaseModel, variables, base: SplitView, options: RidgeOptions) -> word_ridge.Fitted:
     """Fits the word prior and the regions' principal directions on the base images.
 
@@ -214,14 +235,14 @@ def score_episodes(
     importance = np.zeros(embedded.locals_.shape[:2], np.float32)
     if len(thresholds):
         in_support = np.unique(np.concatenate(support))
-        (importance[in_support],) = map_batches(
-            *(_importance, (model, lcm), in_support, lambda r: (embedded.locals_[r], labels[r]), variables, words)
+        importance[in_support] = lcm_scores(
+            model, variables, embedded.locals_[in_support], labels[in_support], words, lcm
         )
 
     pooled = embedded.locals_.mean(axis=1)
     truth = labels[query]
     methods: dict[str, np.ndarray] = {}
-    lcm_scores = np.zeros((len(thresholds), *truth.shape), np.float32)
+    by_theta = np.zeros((len(thresholds), *truth.shape), np.float32)
     kept = np.zeros((n_episodes, len(thresholds)))
     n_queries = query.shape[1]
     chunk = min(n_queries, _QUERY_BATCH)
@@ -251,12 +272,12 @@ def score_episodes(
                     methods.setdefault(name, np.zeros(truth.shape, value.dtype))[e, start:stop] = value[
                         i, : stop - start
                     ]
-                lcm_scores[:, e, start:stop] = by_threshold[i, :, : stop - start]
+                by_theta[:, e, start:stop] = by_threshold[i, :, : stop - start]
                 kept[e] = fraction[i]
     return Scores(
         labels=truth,
         methods=methods,
-        lcm=lcm_scores,
+        lcm=by_theta,
         chance=np.random.default_rng(np.asarray(jax.random.key_data(chance_key))).random(truth.shape),
         kept=kept.mean(axis=0),
     )
@@ -377,7 +398,7 @@ def _globals(model, variables, inputs):
     return (model.apply(variables, inputs, method="features").mean(axis=(1, 2)),)
 
 
-def _importance(static, variables, word_vectors, locals_, labels):
+def _lcm_scores(static, variables, word_vectors, locals_, labels):
     model, options = static
     words = model.apply(variables, word_vectors, method="words")
     return (model.apply(variables, locals_, labels, words, options, method="lcm_scores"),)

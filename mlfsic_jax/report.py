@@ -191,8 +191,7 @@ def look_at(
       number: which of the ``config.eval.episodes`` episodes.
     """
     split = run.splits["novel"]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), trained.n_shot), train._TEST)
-    episode_key, _ = jax.random.split(key)
+    episode_key, _ = jax.random.split(train.novel_key(config.seed, trained.n_shot))
     supports, queries = evaluate.draw(episode_key, split, number + 1, trained.n_shot, config.eval.n_query)
     support, query = supports[number], _varied(queries[number], split.labels, number)
     embedded = evaluate.embed(
@@ -202,10 +201,8 @@ def look_at(
         evaluate.Embedded(*(x[part] for x in embedded)) for part in (slice(len(support)), slice(len(support), None))
     )
     labels = split.labels[support]
-    (importance,) = evaluate.map_batches(  # the program that the evaluation has compiled
-        *(evaluate._importance, (run.model, train.lcm_options(config)), np.arange(len(support))),
-        lambda rows: (s.locals_[rows], labels[rows]),
-        *(trained.variables, split.word_vectors),
+    importance = evaluate.lcm_scores(  # the program that the evaluation has compiled
+        run.model, trained.variables, s.locals_, labels, split.word_vectors, train.lcm_options(config)
     )
     slope, intercept = trained.calibration["region_word_ridge"]
     seen = _look(

@@ -161,6 +161,11 @@ def _step(model, optimizer, gamma, lcm, threshold, shared, state: TrainState, ke
     return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)
 
 
+def novel_key(seed: int, n_shot: int) -> jax.Array:
+    """The key of the fixed novel episodes that every method is evaluated on."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), n_shot), _TEST)
+
+
 def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
     """The fields of ``config.lcm`` that say how LCM runs."""
     return LCMOptions(config.lcm.steps, config.lcm.step_size, config.lcm.momentum, config.lcm.score_scaling)
@@ -299,7 +304,7 @@ def evaluate_run(
     Returns:
       One entry of ``results.json``.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
+    sweep_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), n_shot), _SWEEP)
     thresholds = tuple(config.lcm.thresholds)
     score = functools.partial(
         evaluate.score_episodes,
@@ -311,13 +316,13 @@ def evaluate_run(
         lcm=lcm_options(config),
     )
     score = functools.partial(score, ridge=ridge_options(config), fitted=fitted)
-    sweep = score(run.splits["validation"], key=jax.random.fold_in(key, _SWEEP), n_episodes=config.eval.sweep_episodes)
+    sweep = score(run.splits["validation"], key=sweep_key, n_episodes=config.eval.sweep_episodes)
     on_validation = [evaluate.macro_ap(scores, sweep.labels) for scores in sweep.lcm]
     chosen = int(np.argmax(on_validation))
     calibration = evaluate.calibrate(sweep)
     validation = {name: evaluate.macro_ap(scores, sweep.labels) for name, scores in sweep.methods.items()}
     validation["lcm"] = on_validation[chosen]
-    novel = score(run.splits["novel"], key=jax.random.fold_in(key, _TEST), n_episodes=config.eval.episodes)
+    novel = score(run.splits["novel"], key=novel_key(config.seed, n_shot), n_episodes=config.eval.episodes)
     return {
         "config": config.to_dict(),
         "dataset": config.data.name,
