@@ -39,6 +39,7 @@ def default() -> ml_collections.ConfigDict:
     config.backbone_weights = "published"  # those in data_dir; or a file; empty: random, for one that is trained
     config.train_backbone = False  # False: frozen, local features cached; True: trained end to end from photos
     config.augment = True  # of the photos, when the backbone is trained
+    config.compute_dtype = ""  # of the backbone: "float32", "bfloat16", or empty: bfloat16 on GPU and TPU
 
     config.model = ml_collections.ConfigDict()
     config.model.d_joint = 512  # d_j
@@ -121,6 +122,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     embeddings = (*EMBEDDINGS, "dataset")
     need(config.labels.embedding in embeddings, "labels.embedding", f"must be one of {', '.join(embeddings)}")
     need(config.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
+    dtypes = ("", "float32", "bfloat16")
+    need(config.compute_dtype in dtypes, "compute_dtype", "must be empty, float32 or bfloat16")
     need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
     need(config.model.skip or not config.model.anchor, "model.skip", "must be True where model.anchor is")
     for field in ("d_joint", "n_heads", "d_dynamic", "n_dynamic"):

@@ -174,8 +174,9 @@ def map_batches(fn, static, rows: np.ndarray, read: Callable, *copied) -> tuple[
       The results for all rows.
     """
     parts = []
-    for batch, padded in batches(rows):
-        arrays = parallel.split(read(padded[parallel.share(len(padded))]))
+    cut = list(batches(rows))
+    inputs = parallel.read_ahead(lambda b: read(b[1][parallel.share(len(b[1]))]), cut)
+    for (batch, _), arrays in zip(cut, map(parallel.split, inputs), strict=True):
         specs = (parallel.COPIED,) * len(copied) + (parallel.SPLIT,) * len(arrays)
         results = parallel.fetch(parallel.pmapped(fn, static, specs=specs)(*copied, *arrays))
         parts.append([x[: len(batch)] for x in results])

@@ -7,25 +7,24 @@ other data, weights or transforms are never picked up.
 
 from __future__ import annotations
 
-import collections
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mlfsic_jax.data.dataset import ImageDataset, Split
 from mlfsic_jax.data.transforms import resize
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import lock, write_json
+from mlfsic_jax.parallel import read_ahead
 from mlfsic_jax.progress import track
 
-_BATCH = 32
+_BATCH = 32  # on each device of this process
 _READERS = 4
 _COMMIT_EVERY = 8  # batches between two notes of progress
 
@@ -63,7 +62,8 @@ def open_or_build(
       row_shape: shape of one row.
       dtype: "float16" or "uint8".
       made_from: what else the values depend on (backbone, weights hash); goes into the manifest.
-      compute: uint8 photos [32, image_size, image_size, 3] -> rows [32, *row_shape]; None keeps the photos.
+      compute: uint8 photos [B, image_size, image_size, 3] -> rows [B, *row_shape], B always the same multiple of the
+        number of this process's devices; None keeps the photos.
 
     Raises:
       InputError: the folder cannot be written, or values leave the range of ``dtype``.
@@ -144,24 +144,18 @@ def _build(path, dataset, image_size, manifest, progress, compute):
         except InputError as error:
             return np.zeros((image_size, image_size, 3), np.uint8), str(error)
 
-    def read_ahead():  # keeps the readers busy while the device computes
-        with ThreadPoolExecutor(_READERS) as readers:
-            remaining = iter(range(progress["done"], n_images))
-            pending = collections.deque(readers.submit(read, i) for i in itertools.islice(remaining, 2 * _BATCH))
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(readers.submit(read, i) for i in itertools.islice(remaining, 1))
-
     what = "resizing photos" if compute is None else f"local features, {manifest['backbone']}"
     start = progress["done"]
-    photos = np.zeros((_BATCH, image_size, image_size, 3), np.uint8)  # always full: compiled once
-    tracked = track(read_ahead(), total=n_images - start, description=what, unit="images")
+    batch = _BATCH * jax.local_device_count()
+    photos = np.zeros((batch, image_size, image_size, 3), np.uint8)  # always full: compiled once
+    decoded = read_ahead(read, range(start, n_images), readers=_READERS, ahead=2 * batch)
+    tracked = track(decoded, total=n_images - start, description=what, unit="images")
     for i, (photo, why) in enumerate(tracked, start):
         photos[i - start] = photo
         if why is not None:
             progress["skipped"][dataset.image_names[i]] = why
         end = i + 1
-        if end - start < _BATCH and end < n_images:
+        if end - start < batch and end < n_images:
             continue
         rows = (photos if compute is None else np.asarray(compute(photos)))[: end - start].astype(manifest["dtype"])
         if not np.isfinite(rows).all():
@@ -171,7 +165,7 @@ def _build(path, dataset, image_size, manifest, progress, compute):
                 rows[j - start] = 0
         values[start:end] = rows
         start = end
-        if end == n_images or (end // _BATCH) % _COMMIT_EVERY == 0:
+        if end == n_images or (end // batch) % _COMMIT_EVERY == 0:
             values.flush()
             progress["done"] = end
             write_json(path / "progress.json", progress)

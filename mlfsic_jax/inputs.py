@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,19 +45,32 @@ class PhotoBackbone(nn.Module):
     """A backbone that takes photos as they are stored: uint8 [B, H, W, 3] -> float32 [B, h, w, n].
 
     In training it augments them (rng "augment").
+
+    Attributes:
+      network: the backbone.
+      mean: of normalised photos, by channel.
+      std: likewise.
+      augment: whether photos are augmented in training.
+      dtype: what the network computes in; its parameters and batch statistics stay float32.
     """
 
     network: nn.Module
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augment: bool = False
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, photos, train: bool = False):
         photos = photos.astype(jnp.float32) / 255
         if train and self.augment:
             photos = augment(self.make_rng("augment"), photos)
-        return self.network(normalise(photos, self.mean, self.std), train)
+        photos = normalise(photos, self.mean, self.std)
+        if self.dtype == "float32" or self.is_initializing():
+            return self.network(photos, train)
+        cast = functools.partial(jax.tree.map, lambda x: x.astype(self.dtype))
+        compute = nn.map_variables(lambda network, x: network(x, train), "params", trans_in_fn=cast)
+        return compute(self.network, cast(photos)).astype(jnp.float32)
 
 
 def load(config: ml_collections.ConfigDict) -> Inputs:
@@ -83,6 +97,8 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
         row_shape = jax.eval_shape(forward, photo).shape[1:]
         normalisation = {"mean": list(photo_backbone.mean), "std": list(photo_backbone.std)}
         made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
+        if photo_backbone.dtype != "float32":
+            made_from["computed_in"] = photo_backbone.dtype
         cache = open_or_build(
             dataset,
             cache_dir=config.cache_dir,
@@ -90,7 +106,7 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
             row_shape=row_shape,
             dtype="float16",
             made_from=made_from,
-            compute=forward,
+            compute=lambda photos: forward(parallel.split_here(photos)),
         )
 
     def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> SplitView:
@@ -134,6 +150,11 @@ def image_size(config: ml_collections.ConfigDict) -> int:
     return config.data.image_size or backbones.BACKBONES[config.backbone].image_size
 
 
+def compute_dtype(config: ml_collections.ConfigDict) -> str:
+    """What the backbone computes in: bfloat16 on GPU and TPU unless the config says otherwise."""
+    return config.compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
 def weights_path(config: ml_collections.ConfigDict) -> str:
     """The backbone's weights file, several separated by commas, or "" for random weights."""
     if config.backbone_weights != "published":
@@ -170,7 +191,8 @@ def load_backbone(
     Batch norm averages over the mapped axes ``axis_name`` in training.
     """
     spec = backbones.BACKBONES[config.backbone]
-    photo_backbone = PhotoBackbone(backbones.create(config.backbone, axis_name), spec.mean, spec.std, config.augment)
+    network, dtype = backbones.create(config.backbone, axis_name), compute_dtype(config)
+    photo_backbone = PhotoBackbone(network, spec.mean, spec.std, config.augment, dtype)
     path = weights_path(config)
     if not path:
         return photo_backbone, None, "random"

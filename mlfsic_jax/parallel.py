@@ -6,16 +6,20 @@ same program; there is no second path.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 AXIS = "devices"
 EPISODE_AXES = ("episodes", AXIS)  # a training step's: vmapped on each device, and mapped over devices
 SPLIT, COPIED = PartitionSpec(AXIS), PartitionSpec()
@@ -106,6 +110,14 @@ def split(local: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
 
 
+def split_here(array: np.ndarray) -> jax.Array:
+    """An array that is split along its first axis over this process's devices, for programs that it runs alone."""
+    own = jax.make_mesh(
+        (jax.local_device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()
+    )
+    return jax.device_put(array, NamedSharding(own, SPLIT))
+
+
 def fetch(tree: Any) -> Any:
     """Split arrays as whole NumPy arrays in every process."""
     if jax.process_count() == 1:
@@ -113,3 +125,22 @@ def fetch(tree: Any) -> Any:
     from jax.experimental.multihost_utils import process_allgather
 
     return process_allgather(tree, tiled=True)
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], *, readers: int = 1, ahead: int = 2
+) -> Iterator[Result]:
+    """``map(read, items)``, in whose order threads read the next ones while the caller and the devices work.
+
+    Args:
+      read: may be called for several items at once.
+      items: what to read.
+      readers: threads.
+      ahead: how many results are held at most.
+    """
+    with ThreadPoolExecutor(readers) as threads:
+        remaining = iter(items)
+        pending = collections.deque(threads.submit(read, item) for item in itertools.islice(remaining, ahead))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(threads.submit(read, item) for item in itertools.islice(remaining, 1))

@@ -51,6 +51,11 @@ class Batch(NamedTuple):
     query_labels: jax.Array
 
 
+def read_batch(split: evaluate.SplitView, support: np.ndarray, query: np.ndarray) -> Batch:
+    """Reads the images int [E, S] and int [E, Q] of a training step."""
+    return Batch(split.inputs(support), split.inputs(query), split.labels[support], split.labels[query])
+
+
 def create_optimizer(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -227,8 +232,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
             n_query=config.train.n_query,
         )
         supports, queries = (np.asarray(x).reshape(per_epoch, per_step, -1)[:, mine] for x in episodes)
-        for support, query in zip(supports, queries, strict=True):
-            batch = Batch(split.inputs(support), split.inputs(query), split.labels[support], split.labels[query])
+        for batch in parallel.read_ahead(lambda rows: read_batch(split, *rows), zip(supports, queries, strict=True)):
             state, loss = step(state, noise_key, batch, split.word_vectors)
             losses.append(loss)
         done = epoch + 1

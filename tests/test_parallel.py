@@ -10,10 +10,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mlfsic_jax.parallel import read_ahead
 
 ROOT = Path(__file__).parent.parent
 FIELDS = {
@@ -83,6 +87,25 @@ def one_device(tmp_path_factory):
     out = run(command(folder / "one", folder / "cache"), n_devices=1)
     assert "each of the" not in out
     return folder
+
+
+def test_reading_ahead_keeps_the_order_and_passes_errors_on():
+    read, reading = [], threading.Semaphore(0)
+
+    def slowly(i):
+        time.sleep(0.01 * abs(3 - i))
+        read.append(i)
+        reading.release()
+        return 10 // (4 - i)
+
+    results = read_ahead(slowly, range(6), readers=3, ahead=3)
+    assert [next(results), next(results)] == [2, 3]
+    for _ in range(3):
+        assert reading.acquire(timeout=5)  # without being asked
+    assert read[0] != 0  # side by side
+    assert [next(results), next(results)] == [5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_four_devices_are_one_device(one_device):
