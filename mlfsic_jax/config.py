@@ -9,7 +9,8 @@ from mlfsic_jax.data import DATASETS
 from mlfsic_jax.data.splits import POLICIES
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.label_embeddings import EMBEDDINGS
-from mlfsic_jax.lcm import SCORE_SCALINGS
+from mlfsic_jax.lcm import SCORE_SCALINGS, SELECTIONS
+from mlfsic_jax.prototypes import ATTENTIONS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -50,12 +51,18 @@ def default() -> ml_collections.ConfigDict:
     config.model.dropout = 0.1
     config.model.skip = True  # around the attention's MLP; the paper has none
     config.model.anchor = False  # start at the plain prototype classifier
+    config.model.attention = "channelwise"  # the paper's; its ablations: see prototypes.ATTENTIONS
+    config.model.dynamic = True  # the dynamic convolution
+    config.model.cm_loss = True
+    config.model.query_loss_on = "query"  # images of the query loss: "query", or "both" support and query
+    config.model.query_top = 0  # k of the queries' local features that are compared; 0: the global feature
 
     config.lcm = ml_collections.ConfigDict()
     config.lcm.steps = 20
     config.lcm.step_size = 1.0
     config.lcm.momentum = 0.95
     config.lcm.score_scaling = "minmax"
+    config.lcm.selection = "momentum"  # the paper's; its ablations: see lcm.SELECTIONS
     config.lcm.thresholds = (0.51, 0.52, 0.53, 0.54, 0.55, 0.57, 0.60, 0.65)  # theta is chosen among these
     config.lcm.during_training = False
     config.lcm.training_threshold = 0.53
@@ -126,6 +133,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     need(config.compute_dtype in dtypes, "compute_dtype", "must be empty, float32 or bfloat16")
     need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
     need(config.model.skip or not config.model.anchor, "model.skip", "must be True where model.anchor is")
+    need(config.model.attention in ATTENTIONS, "model.attention", f"must be one of {', '.join(ATTENTIONS)}")
+    rule = "must be channelwise or global where model.anchor is True"
+    need(config.model.attention in ("channelwise", "global") or not config.model.anchor, "model.attention", rule)
+    rule = "must be True where model.attention is none: there is nothing else to make prototypes of"
+    need(config.model.dynamic or config.model.attention != "none", "model.dynamic", rule)
+    need(config.model.query_loss_on in ("query", "both"), "model.query_loss_on", "must be query or both")
+    need(config.model.query_top >= 0, "model.query_top", "must be at least 0")
+    rule = "must be above 0 where model.cm_loss is False: nothing would be trained"
+    need(config.model.cm_loss or config.train.gamma > 0, "train.gamma", rule)
     for field in ("d_joint", "n_heads", "d_dynamic", "n_dynamic"):
         need(config.model[field] > 0, f"model.{field}", "must be positive")
     need(config.model.scale > 0, "model.scale", "must be positive")
@@ -133,6 +149,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     need(config.lcm.steps >= 1, "lcm.steps", "must be at least 1")
     need(0 <= config.lcm.momentum <= 1, "lcm.momentum", "must be in [0, 1]")
     need(config.lcm.score_scaling in SCORE_SCALINGS, "lcm.score_scaling", f"must be one of {', '.join(SCORE_SCALINGS)}")
+    need(config.lcm.selection in SELECTIONS, "lcm.selection", f"must be one of {', '.join(SELECTIONS)}")
     thresholds = config.lcm.thresholds
     need(len(thresholds) > 0 and all(0 < t < 1 for t in thresholds), "lcm.thresholds", "numbers between 0 and 1")
     for field in ("regulariser", "region_regulariser", "classifier_regulariser", "word_regulariser", "n_components"):

@@ -240,7 +240,8 @@ def score_episodes(
             model, variables, embedded.locals_[in_support], labels[in_support], words, lcm
         )
 
-    pooled = embedded.locals_.mean(axis=1)
+    # Of the queries only their global features are used, unless the model asks for more.
+    query_locals = embedded.locals_ if model.query_top else embedded.locals_.mean(axis=1, keepdims=True)
     truth = labels[query]
     methods: dict[str, np.ndarray] = {}
     by_theta = np.zeros((len(thresholds), *truth.shape), np.float32)
@@ -261,7 +262,7 @@ def score_episodes(
             arrays = parallel.split(
                 (
                     *(embedded.globals_[s], embedded.locals_[s], embedded.regions[s], importance[s], labels[s]),
-                    *(embedded.globals_[q], pooled[q], embedded.regions[q]),
+                    *(embedded.globals_[q], query_locals[q], embedded.regions[q]),
                 )
             )
             specs = (parallel.COPIED,) * 4 + (parallel.SPLIT,) * len(arrays)
@@ -411,7 +412,8 @@ def _score_batch(model, score_scaling, ridge, variables, word_vectors, threshold
     Args:
       fitted: see ``score_episodes``.
       *episodes: of the support, global features [S, n], locals [S, L, d_joint], regions [S, L, d], LCM's raw scores
-        [S, L] and labels [S, C]; of the queries, global features before and in the joint space, regions.
+        [S, L] and labels [S, C]; of the queries, global features, locals as ``BaseModel.query_logits`` takes them,
+        regions.
 
     Returns:
       ({method: [E, Q, C]}, LCM's [E, T, Q, C], the kept fractions [E, T]).
@@ -446,14 +448,15 @@ def _score_by_model(model, variables, score_scaling, words, thresholds, s_local,
     """The trained model on one episode, by words alone, with all regions, and with those that LCM keeps."""
 
     def classify(prototypes):
-        return jax.nn.sigmoid(cosine_logits(q, prototypes, model.scale))
+        return jax.nn.sigmoid(model.query_logits(q, prototypes))
 
     keep = select_positions(score, thresholds[:, None, None], scale=model.scale, score_scaling=score_scaling)
     variants = jnp.concatenate([jnp.ones((1, *score.shape), bool), keep])  # Base keeps everything
     by_variant = jax.vmap(lambda k: classify(model.apply(variables, s_local, labels, words, k, method="prototypes")))(
         variants
     )
-    return {"zero_shot": classify(words), "base": by_variant[0]}, by_variant[1:], keep.mean(axis=(1, 2))
+    by_words = jax.nn.sigmoid(cosine_logits(q.mean(axis=1), words, model.scale))
+    return {"zero_shot": by_words, "base": by_variant[0]}, by_variant[1:], keep.mean(axis=(1, 2))
 
 
 def _score_in_closed_form(fitted, ridge, scale, word_vectors, s_global, s_regions, labels, q_global, q_regions):
@@ -494,7 +497,7 @@ def _score_joined(
     for name, kept in (("base_ridge", jnp.ones_like(keep)), ("lcm_ridge", keep)):
         prototypes = model.apply(variables, s_local, labels, words, kept, method="prototypes")
         prior, q_prior = (
-            word_ridge.centred_prior(cosine_logits(x, prototypes, 1.0), ridge.beta) for x in (s_local.mean(axis=1), q)
+            word_ridge.centred_prior(cosine_logits(x.mean(axis=1), prototypes, 1.0), ridge.beta) for x in (s_local, q)
         )
         x, q_x = unit(s_global - fitted.mean), unit(q_global - fitted.mean)
         by_prototypes = word_ridge.kernel_ridge(x @ x.T, q_x @ x.T, prior, q_prior, labels, ridge.regulariser)

@@ -12,6 +12,7 @@ from mlfsic_jax.losses import binary_cross_entropy
 from mlfsic_jax.similarity import unit
 
 SCORE_SCALINGS = ("minmax", "none")
+SELECTIONS = ("momentum", "taylor", "exact", "importance", "low_importance")
 _CACHE_BYTES = 2**20  # half of the second-level cache of a server core
 
 
@@ -94,20 +95,36 @@ def lcm_select(
     return LCMSelection(*(x.reshape(s, h, w) for x in (keep, score, importance)))
 
 
-@functools.partial(jax.jit, static_argnames="steps")  # called on its own it would be compiled anew each time
-def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, momentum=0.95):
+@functools.partial(jax.jit, static_argnames=("steps", "selection"))  # on its own it would be compiled anew each time
+def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, momentum=0.95, selection="momentum"):
     """``lcm_select`` without the selection, on features that are already in the joint space.
+
+    The scores of all selections are compared with theta in one way, see ``select_positions``: with "minmax" scaling, or
+    where a score is in [0, 1] by itself, theta = 0.53 keeps scores from log(0.53 / 0.47) = 0.12 on, 0.65 from 0.62 on.
 
     Args:
       u: float [S, L, d], local features.
       labels: 0/1 or bool [S, C].
       label_embeddings: float [C, d].
+      scale: lambda of eq 4.
+      steps: see ``lcm_select``.
+      step_size: see ``lcm_select``.
+      momentum: see ``lcm_select``.
+      selection: what the score is (appendix A.3.2; rho is the final one, "upon convergence"). "momentum": f_n of eq 11;
+        "taylor": eq 10 at rho; "exact": eq 8 at rho, the change of the loss when one position is removed; "importance":
+        rho; "low_importance": 1 - rho.
 
     Returns:
       (score [S, L], importance [S, L]) in the dtype of ``u``.
+
+    Raises:
+      ValueError: there is no such selection.
     """
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection must be one of {SELECTIONS}, not {selection!r}")
     products = functools.partial(_products, words=unit(label_embeddings))
-    scan = functools.partial(_loss_change_of_image, scale=scale, steps=steps, step_size=step_size, momentum=momentum)
+    options = {"scale": scale, "steps": steps, "step_size": step_size, "momentum": momentum, "selection": selection}
+    scan = functools.partial(_loss_change_of_image, **options)
     n_positions, n_labels = u.shape[1], len(label_embeddings)
     in_cache = max(1, _CACHE_BYTES // (n_positions * (n_positions + n_labels) * u.dtype.itemsize))
     # bfloat16 products would move rho by 0.05 and flip a few positions.
@@ -123,7 +140,7 @@ def _products(u, *, words):
     return u @ u.T, u @ words.T
 
 
-def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, momentum):
+def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, momentum, selection):
     """The scan over rho (eqs 5-7, 10, 11): ``_products`` of an image, y [C] -> score [L], importance [L]."""
 
     def loss(rho):
@@ -144,6 +161,15 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
     # else its gradient is the silent sum over devices.
     ones = jnp.ones_like(agreement @ y)
     (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=gram.dtype))
+    if selection == "taylor":
+        score = jnp.abs(rho * jax.grad(loss)(rho))  # eq 10
+    elif selection == "exact":
+        removed = rho * (1 - jnp.eye(len(rho), dtype=rho.dtype))  # row l: without position l
+        score = jnp.abs(loss(rho) - jax.vmap(loss)(removed))  # eq 8
+    elif selection == "importance":
+        score = rho
+    elif selection == "low_importance":
+        score = 1 - rho
     return score, rho
 
 

@@ -16,12 +16,13 @@ from mlfsic_jax.similarity import cosine_logits
 
 
 class LCMOptions(NamedTuple):
-    """How LCM runs inside the model; fields as in ``lcm_select``."""
+    """How LCM runs inside the model; fields as in ``lcm_select``, ``selection`` as in ``lcm.loss_change``."""
 
     steps: int = 20
     step_size: float = 1.0
     momentum: float = 0.95
     score_scaling: str = "minmax"
+    selection: str = "momentum"
 
 
 class BaseModel(nn.Module):
@@ -36,6 +37,11 @@ class BaseModel(nn.Module):
       prototypes: fields of ``Prototypes``.
       anchor: start at the plain prototype classifier (ours): orthogonal A_visual, uniform attention, closed gates.
       backbone: a module photos -> local features trained with the rest, or None where inputs are local features.
+      attention: see ``Prototypes``.
+      dynamic: see ``Prototypes``.
+      cm_loss: whether there is L_cm; False is an ablation (section 5.4.1).
+      query_loss_on: images of L_query, "query" or, WGA's ablation of the CM loss, "both" support and query.
+      query_top: k of ``query_logits``; 0 compares global features of the queries.
     """
 
     d_joint: int = 512
@@ -47,10 +53,18 @@ class BaseModel(nn.Module):
     skip: bool = True
     anchor: bool = False
     backbone: nn.Module | None = None
+    attention: str = "channelwise"
+    dynamic: bool = True
+    cm_loss: bool = True
+    query_loss_on: str = "query"
+    query_top: int = 0
 
     def setup(self):
         self.joint = JointEmbedding(self.d_joint, orthogonal=self.anchor)
-        self.prototype = Prototypes(self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor)
+        self.prototype = Prototypes(
+            *(self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor),
+            *(self.attention, self.dynamic, self.scale),
+        )
 
     def features(self, inputs, train: bool = False):
         """Photos float [B, H, W, 3] (with a backbone) or local features [B, h, w, n] -> [B, h, w, n] float32."""
@@ -68,6 +82,25 @@ class BaseModel(nn.Module):
         """See ``Prototypes``."""
         return self.prototype(locals_, labels, words, keep, train)
 
+    def query_logits(self, locals_, prototypes):
+        """lambda times the cosine of queries and prototypes (eq 19, appendix A.3.3).
+
+        With ``query_top`` = k it is the mean of the k highest cosines that a query's local features have with a
+        prototype. The paper takes their sum, which ranks alike; with the mean, lambda keeps its meaning.
+
+        Args:
+          locals_: float [Q, L, d], local features; their means, [Q, 1, d], do where ``query_top`` is 0.
+          prototypes: float [C, d].
+
+        Returns:
+          float [Q, C].
+        """
+        if not self.query_top:
+            return cosine_logits(locals_.mean(axis=1), prototypes, self.scale)
+        logits = cosine_logits(locals_, prototypes, self.scale).swapaxes(1, 2)  # [Q, C, L]
+        highest, _ = jax.lax.top_k(logits, min(self.query_top, logits.shape[-1]))
+        return highest.mean(axis=-1)
+
     def losses(self, support, query, support_labels, query_labels, word_vectors, *, lcm=None, threshold=0.53):
         """The two losses of one training episode, summed over images and labels (eqs 3, 18).
 
@@ -81,20 +114,25 @@ class BaseModel(nn.Module):
           threshold: theta where ``lcm`` is given.
 
         Returns:
-          (L_cm, L_query), two scalars.
+          (L_cm, L_query), two scalars; L_cm is 0 without ``cm_loss``.
         """
         features = self.features(jnp.concatenate([support, query]), train=True)
         locals_, words = self.locals(features), self.words(word_vectors)
-        pooled, n_support = locals_.mean(axis=1), len(support)
-        cm = binary_cross_entropy(cosine_logits(pooled[:n_support], words, self.scale), support_labels)
+        n_support = len(support)
+        cm = jnp.zeros(())
+        if self.cm_loss:
+            by_words = cosine_logits(locals_[:n_support].mean(axis=1), words, self.scale)
+            cm = binary_cross_entropy(by_words, support_labels).sum()
         keep = None
         if lcm is not None:
             frozen, frozen_words = jax.lax.stop_gradient((locals_[:n_support], words))
             scores = self.lcm_scores(frozen, support_labels, frozen_words, lcm)
             keep = select_positions(scores, threshold, scale=self.scale, score_scaling=lcm.score_scaling)
         prototypes = self.prototypes(locals_[:n_support], support_labels, words, keep, train=True)
-        query = binary_cross_entropy(cosine_logits(pooled[n_support:], prototypes, self.scale), query_labels)
-        return cm.sum(), query.sum()
+        images, labels = locals_[n_support:], query_labels
+        if self.query_loss_on == "both":
+            images, labels = locals_, jnp.concatenate([support_labels, query_labels])
+        return cm, binary_cross_entropy(self.query_logits(images, prototypes), labels).sum()
 
     def lcm_scores(self, locals_, labels, words, options: LCMOptions):
         """LCM's raw scores: float [S, L, d], 0/1 [S, C], float [C, d] -> float [S, L]."""
@@ -106,6 +144,7 @@ class BaseModel(nn.Module):
             steps=options.steps,
             step_size=options.step_size,
             momentum=options.momentum,
+            selection=options.selection,
         )
         return score
 
@@ -117,7 +156,8 @@ def attention_values(model: BaseModel, variables, locals_, words):
     """What the attention gives every region for every label: the sum over its heads, before the softmax.
 
     These are the maps that the papers show (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them,
-    it only takes regions away before the softmax.
+    it only takes regions away before the softmax. An attention on global features gives all regions of an image the
+    same; a model without attention gives 0.
 
     Args:
       model: the model.
@@ -129,6 +169,9 @@ def attention_values(model: BaseModel, variables, locals_, words):
       float [S, C, L].
     """
     labels = jnp.ones((len(locals_), len(words)))
+    shape = (len(locals_), len(words), locals_.shape[1])
+    if model.attention == "none":
+        return jnp.zeros(shape, words.dtype)
     _, state = model.apply(variables, locals_, labels, words, method="prototypes", mutable="intermediates")
-    (logits,) = state["intermediates"]["prototype"]["attention"]["logits"]  # [C, heads, S * L]
-    return logits.sum(axis=1).reshape(len(words), *locals_.shape[:2]).swapaxes(0, 1)
+    (logits,) = state["intermediates"]["prototype"]["attention"]["logits"]  # [C, heads, S * L], or S if global
+    return jnp.broadcast_to(logits.sum(axis=1).reshape(len(words), len(locals_), -1).swapaxes(0, 1), shape)

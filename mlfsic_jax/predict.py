@@ -16,7 +16,6 @@ some photos could not be read: each has a line on standard error, the others sta
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import csv
 import functools
@@ -28,7 +27,6 @@ import os
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +46,7 @@ from mlfsic_jax.files import write_json
 from mlfsic_jax.label_embeddings import load_word_vectors
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.models import BaseModel, LCMOptions
+from mlfsic_jax.parallel import read_ahead
 from mlfsic_jax.progress import track
 from mlfsic_jax.similarity import cosine_logits, unit
 
@@ -199,7 +198,7 @@ def predict_each(classifier: Classifier, photos: Iterable[Any]) -> Iterator[np.n
     for pixels, errors in _read_batches(photos, predictor.image_size):
         embedded = _embed(predictor, trained, method, pixels)
         arguments = (trained.fitted, classifier.state, slope, intercept, embedded)
-        rows = np.asarray(_probabilities(method, predictor.model.scale, *arguments))
+        rows = np.asarray(_probabilities(method, predictor.model, *arguments))
         yield from (row if error is None else error for row, error in zip(rows, errors, strict=False))
 
 
@@ -312,11 +311,12 @@ def _adapt(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(method: str, scale: float, fitted, state: State, slope, intercept, query: evaluate.Embedded):
+def _probabilities(method: str, model: BaseModel, fitted, state: State, slope, intercept, query: evaluate.Embedded):
     """float32 [Q, C] for one batch of photos."""
     if state.prototypes is not None:
-        pooled = query.globals_ if method == "prototypes" else query.locals_.mean(axis=1)
-        return jax.nn.sigmoid(cosine_logits(pooled, state.prototypes, scale))
+        if method == "prototypes":
+            return jax.nn.sigmoid(cosine_logits(query.globals_, state.prototypes, model.scale))
+        return jax.nn.sigmoid(model.query_logits(query.locals_, state.prototypes))
     if method == "ridge":
         x, x_query = unit(state.features - fitted.mean), unit(query.globals_ - fitted.mean)
         return jnp.clip(closed_form.ridge(x, state.labels, x_query), 0, 1)
@@ -333,20 +333,13 @@ def _is_many(photos: Any) -> bool:
 
 def _read_batches(photos: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, list[InputError | None]]]:
     """Photos, read ahead: uint8 [_BATCH, size, size, 3], the last filled up, with None or an error for each photo."""
-    with ThreadPoolExecutor(_READERS) as readers:
-        remaining = iter(enumerate(photos, 1))
-        pending = collections.deque(
-            readers.submit(_read, size, *numbered) for numbered in itertools.islice(remaining, 2 * _BATCH)
-        )
-        while pending:
-            pixels, errors = np.zeros((_BATCH, size, size, 3), np.uint8), []
-            while pending and len(errors) < _BATCH:
-                photo = pending.popleft().result()
-                pending.extend(readers.submit(_read, size, *numbered) for numbered in itertools.islice(remaining, 1))
-                if not isinstance(photo, InputError):
-                    pixels[len(errors)] = photo
-                errors.append(photo if isinstance(photo, InputError) else None)
-            yield pixels, errors
+    read = read_ahead(lambda numbered: _read(size, *numbered), enumerate(photos, 1), readers=_READERS, ahead=2 * _BATCH)
+    while batch := list(itertools.islice(read, _BATCH)):
+        pixels = np.zeros((_BATCH, size, size, 3), np.uint8)
+        for i, photo in enumerate(batch):
+            if not isinstance(photo, InputError):
+                pixels[i] = photo
+        yield pixels, [photo if isinstance(photo, InputError) else None for photo in batch]
 
 
 def _read(size: int, number: int, photo: Any) -> np.ndarray | InputError:

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mlfsic_jax.similarity import unit
+from mlfsic_jax.similarity import cosine_logits, unit
+
+ATTENTIONS = ("channelwise", "standard", "global", "simple", "simple_local", "low_rank", "none")
 
 
 class CrossAttention(nn.Module):
@@ -17,12 +19,14 @@ class CrossAttention(nn.Module):
       dropout: rate inside the MLP.
       skip: a skip connection around the MLP (ours; the paper's equation 14 has none).
       anchor: start as uniform attention without MLP, that is, as the plain mean of the local features.
+      separate: standard attention, WGA's: keys and values come from linear layers K_j and V_j.
     """
 
     n_heads: int
     dropout: float
     skip: bool
     anchor: bool
+    separate: bool = False
 
     @nn.compact
     def __call__(self, locals_, mask, words, train: bool):
@@ -32,6 +36,9 @@ class CrossAttention(nn.Module):
         query = nn.Dense(d, use_bias=False, kernel_init=_zeros_if(self.anchor), name="query")(words)
         query = query.reshape(-1, self.n_heads, d // self.n_heads)  # [C, heads, d_a]
         keys = values = locals_.reshape(-1, self.n_heads, d // self.n_heads)  # [M, heads, d_a]
+        if self.separate:
+            keys = nn.Dense(d, use_bias=False, name="key")(locals_).reshape(keys.shape)
+            values = nn.Dense(d, use_bias=False, name="value")(locals_).reshape(values.shape)
         logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
         self.sow("intermediates", "logits", logits)  # for those who ask, see ``models.attention_values``
         attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
@@ -41,6 +48,41 @@ class CrossAttention(nn.Module):
         if self.anchor:
             out = out * self.param("mlp_gate", nn.initializers.zeros, ())
         return pooled + out if self.skip else out
+
+
+class SimpleAttention(nn.Module):
+    """Mean of the features weighted by softmax(lambda cos(feature, word)) (appendix A.3.1).
+
+    Attributes:
+      scale: lambda.
+    """
+
+    scale: float
+
+    @nn.compact
+    def __call__(self, features, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        logits = cosine_logits(words, features, self.scale)  # [C, M]
+        self.sow("intermediates", "logits", logits[:, None])
+        return _masked_softmax(logits, mask) @ features
+
+
+class LowRankAttention(nn.Module):
+    """Mean of the features weighted as in KGGR (Chen et al. 2020): softmax(f_a(P' tanh(U' feature * V' word) + b)).
+
+    P and f_a, two linear layers in a row, are one here, and a softmax does not see their biases. All widths are d.
+    """
+
+    @nn.compact
+    def __call__(self, features, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d = words.shape[-1]
+        from_features = nn.Dense(d, use_bias=False, name="feature")(features)  # [M, d]
+        from_words = nn.Dense(d, use_bias=False, name="word")(words)  # [C, d]
+        joint = jnp.tanh(from_words[:, None] * from_features)  # [C, M, d]
+        logits = nn.Dense(1, use_bias=False, name="coefficient")(joint)[..., 0]  # [C, M]
+        self.sow("intermediates", "logits", logits[:, None])
+        return _masked_softmax(logits, mask) @ features
 
 
 class DynamicConvolution(nn.Module):
@@ -87,7 +129,22 @@ class DynamicConvolution(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """p_c = cross-attention + dynamic convolution (eq 17)."""
+    """p_c = cross-attention + dynamic convolution (eq 17), or an ablation of them (section 5.4.1, appendix A.3.1).
+
+    Attributes:
+      n_heads: see ``CrossAttention``.
+      d_dynamic: see ``DynamicConvolution``.
+      n_dynamic: see ``DynamicConvolution``.
+      dropout: see ``CrossAttention``.
+      skip: see ``CrossAttention``.
+      anchor: see both.
+      attention: what stands for p_att. "channelwise": the paper's; "standard": with layers for keys and values;
+        "global": the paper's, on the images' global features; "simple" and "simple_local": ``SimpleAttention`` on
+        global and on local features; "low_rank": ``LowRankAttention``; "none": nothing. The simple ones and "low_rank"
+        have no MLP. An image's global feature is the mean of its kept local features.
+      dynamic: whether there is p_dyn.
+      scale: lambda of the simple attentions.
+    """
 
     n_heads: int = 8
     d_dynamic: int = 64
@@ -95,6 +152,9 @@ class Prototypes(nn.Module):
     dropout: float = 0.1
     skip: bool = True
     anchor: bool = False
+    attention: str = "channelwise"
+    dynamic: bool = True
+    scale: float = 10.0
 
     @nn.compact
     def __call__(self, locals_, labels, words, keep=None, train: bool = False):
@@ -109,15 +169,36 @@ class Prototypes(nn.Module):
 
         Returns:
           float [C, d], finite even for a label without a support image, which has no locals to go by.
+
+        Raises:
+          ValueError: there is no such attention, or nothing that a prototype could be made of.
         """
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {ATTENTIONS}, not {self.attention!r}")
+        if self.attention == "none" and not self.dynamic:
+            raise ValueError("attention='none' needs dynamic=True: there is nothing else to make prototypes of")
         s, n_locals, d = locals_.shape
         keep = jnp.ones((s, n_locals), bool) if keep is None else keep
         mask = (labels.astype(bool).T[:, :, None] & keep[None]).reshape(-1, s * n_locals)  # [C, S * L]
         flat = locals_.reshape(-1, d)
-        attended = CrossAttention(self.n_heads, self.dropout, self.skip, self.anchor, name="attention")(
-            flat, mask, words, train
-        )
-        convolved = DynamicConvolution(self.d_dynamic, self.n_dynamic, self.anchor, name="dynamic")(flat, mask, words)
+        features, present = flat, mask
+        if self.attention in ("global", "simple"):
+            present = labels.astype(bool).T & keep.any(axis=1)  # [C, S]
+            features = jnp.where(keep[..., None], locals_, 0).sum(axis=1)  # [S, d]
+            features = features / jnp.maximum(keep.sum(axis=1, keepdims=True), 1)
+
+        attended = convolved = 0.0
+        if self.attention in ("channelwise", "standard", "global"):
+            separate = self.attention == "standard"
+            attention = CrossAttention(self.n_heads, self.dropout, self.skip, self.anchor, separate, name="attention")
+            attended = attention(features, present, words, train)
+        elif self.attention in ("simple", "simple_local"):
+            attended = SimpleAttention(self.scale, name="attention")(features, present, words)
+        elif self.attention == "low_rank":
+            attended = LowRankAttention(name="attention")(features, present, words)
+        if self.dynamic:
+            dynamic = DynamicConvolution(self.d_dynamic, self.n_dynamic, self.anchor, name="dynamic")
+            convolved = dynamic(flat, mask, words)
         return attended + convolved
 
 

@@ -32,7 +32,7 @@ from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.models import BaseModel, attention_values
-from mlfsic_jax.similarity import cosine_logits, unit
+from mlfsic_jax.similarity import unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -233,7 +233,7 @@ def _look(
     locals_ = support.locals_
     keep = select_positions(importance, theta, scale=model.scale, score_scaling=score_scaling)
     prototypes = model.apply(variables, locals_, labels, words, keep, method="prototypes")
-    by_lcm = jax.nn.sigmoid(cosine_logits(query.locals_.mean(axis=1), prototypes, model.scale))
+    by_lcm = jax.nn.sigmoid(model.query_logits(query.locals_, prototypes))
 
     adapted = word_ridge.adapt(
         *(fitted, support.globals_, support.regions, labels, word_vectors),

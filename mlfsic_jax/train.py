@@ -18,7 +18,7 @@ import optax
 
 from mlfsic_jax import evaluate, inputs, parallel, word_ridge
 from mlfsic_jax.checkpoint import Checkpoints
-from mlfsic_jax.config import validate
+from mlfsic_jax.config import default, validate
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import write_arrays, write_json, write_tree
@@ -160,7 +160,7 @@ def _step(model, optimizer, gamma, lcm, threshold, shared, state: TrainState, ke
         return cm + gamma * query_loss, (cm, query_loss, batch_stats)
 
     results = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads, (cm, query_loss, batch_stats) = jax.lax.pmean(results, parallel.AXIS)
+    grads, (cm, query_loss, batch_stats) = parallel.mean(results)
     updates, opt_state = optimizer.update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)
@@ -173,7 +173,7 @@ def novel_key(seed: int, n_shot: int) -> jax.Array:
 
 def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
     """The fields of ``config.lcm`` that say how LCM runs."""
-    return LCMOptions(config.lcm.steps, config.lcm.step_size, config.lcm.momentum, config.lcm.score_scaling)
+    return LCMOptions(**{name: config.lcm[name] for name in LCMOptions._fields})
 
 
 def ridge_options(config: ml_collections.ConfigDict) -> evaluate.RidgeOptions:
@@ -436,6 +436,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> N
         found = json.loads(path.read_text())
     except ValueError:
         raise InputError(f"{path} is damaged: choose another workdir") from None
+    for name, section in default().to_dict().items():  # fields that came later had their defaults there
+        if isinstance(section, dict) and isinstance(found.get(name), dict):
+            found[name] = {k: v for k, v in section.items() if k in wanted[name]} | found[name]
     if found != wanted:
         differ = ", ".join(f"{k} (there {a}, now {b})" for k, a, b in _differences(found, wanted))
         raise InputError(f"{workdir} holds a run with other settings, {differ}: choose another workdir")

@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mlfsic_jax import evaluate, lcm_select, multilabel_metrics, word_ridge
 from mlfsic_jax.episodes import sample_episodes, sample_laso_support
-from mlfsic_jax.models import BaseModel
+from mlfsic_jax.lcm import loss_change, select_positions
+from mlfsic_jax.models import BaseModel, LCMOptions
 
 N, C, D_W = 150, 3, 5
 THRESHOLDS = (0.5, 0.53, 0.6)
@@ -88,6 +89,61 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
             keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=threshold).keep
             value = classify(pooled, prototypes(u, y, np.asarray(keep).reshape(len(s), -1)))
             np.testing.assert_allclose(scores.lcm[t, e], value, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("ablation", "selection"),
+    [
+        ({"attention": "standard", "dynamic": False}, "taylor"),
+        ({"attention": "global"}, "exact"),
+        ({"attention": "simple"}, "importance"),
+        ({"attention": "simple_local"}, "low_importance"),
+        ({"attention": "low_rank"}, "momentum"),
+        ({"attention": "none"}, "importance"),
+        ({"query_top": 3, "cm_loss": False, "query_loss_on": "both"}, "momentum"),
+    ],
+    ids=str,
+)
+def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
+    _, _, split, features, _ = setting
+    model = BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4, **ablation)
+    one, y = jnp.zeros((1, 2, 2, 6)), jnp.ones((1, C))
+    variables = jax.jit(model.init)(jax.random.key(1), one, one, y, y, split.word_vectors)
+    scores = scores_of(
+        (model, variables, split, None, None),
+        2,
+        thresholds=(0.5, 0.6),
+        fitted=None,
+        lcm=LCMOptions(selection=selection),
+    )
+    np.testing.assert_array_equal(scores.lcm[0], scores.methods["base"])
+    s, q = (
+        np.asarray(rows)[1]
+        for rows in sample_episodes(
+            jax.random.split(jax.random.key(7))[0], split.labels, n_episodes=2, n_shot=2, n_query=3
+        )
+    )
+    joint = variables["params"]["joint"]
+    u = features.astype(np.float32).reshape(N, 4, 6) @ np.asarray(joint["a_visual"]["kernel"])
+    words = split.word_vectors @ np.asarray(joint["a_text"]["kernel"])
+    support = jnp.asarray(u[s])
+    raw, _ = loss_change(support, split.labels[s], words, scale=10.0, selection=selection)
+    keep = select_positions(raw, 0.6)
+    assert 0.1 < keep.mean() < 0.95
+    prototypes = jax.jit(
+        lambda keep: model.apply(variables, support, split.labels[s], words, keep, method="prototypes")
+    )
+
+    def by_hand(prototypes):
+        if "query_top" not in ablation:
+            return classify(u[q].mean(1), prototypes)
+        cosines = np.sort(np.einsum("qld,cd->qcl", unit(u[q]), unit(np.asarray(prototypes))), axis=-1)
+        return 1 / (1 + np.exp(-10 * cosines[..., -3:].mean(-1)))
+
+    # float32 sums in another order; logits up to 10
+    np.testing.assert_allclose(scores.methods["base"][1], by_hand(prototypes(np.ones_like(keep))), atol=2e-5)
+    np.testing.assert_allclose(scores.lcm[1, 1], by_hand(prototypes(keep)), atol=2e-5)
+    np.testing.assert_allclose(scores.methods["zero_shot"][1], classify(u[q].mean(1), words), atol=2e-5)
 
 
 def test_theta_one_half_is_base_exactly(setting):

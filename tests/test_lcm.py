@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mlfsic_jax import LCMSelection, lcm, lcm_select
-from mlfsic_jax.lcm import select_positions
+from mlfsic_jax.lcm import SELECTIONS, loss_change, select_positions
 
 S, H, W, N, D, C = 5, 3, 4, 10, 8, 6
 
@@ -114,6 +114,70 @@ def test_is_the_numpy_loop_in_float64():
     np.testing.assert_allclose(score, expected_score, atol=1e-10)
     np.testing.assert_allclose(importance, expected_importance, atol=1e-10)
     np.testing.assert_array_equal(keep, reference_keep(expected_score, 0.53, "minmax")[0])
+
+
+def cm_loss(u, y, words, rho, scale):
+    """The CM loss of one image whose positions weigh ``rho`` (eqs 3-5)."""
+    v, total = rho @ u, 0.0
+    for word, y_c in zip(words, y, strict=True):
+        p = sigmoid(scale * (word @ v) / np.sqrt((word @ word) * (v @ v)))
+        total -= np.log(p) if y_c else np.log(1 - p)
+    return total
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_selection_is_the_loop_over_positions(selection):
+    features, labels, words, _ = case(7)
+    expected_momentum, rho = (x.reshape(S, -1) for x in reference(features, labels, words, scale=9.0, steps=18))
+    expected = np.zeros((S, H * W))
+    for s, j in np.ndindex(S, H * W):
+        u, y = features[s].reshape(H * W, N), labels[s]
+        without, more, less = rho[s].copy(), rho[s].copy(), rho[s].copy()
+        without[j], more[j], less[j] = 0, rho[s, j] + 1e-5, rho[s, j] - 1e-5
+        here, gone, above, below = (cm_loss(u, y, words, r, 9.0) for r in (rho[s], without, more, less))
+        values = {"exact": here - gone, "taylor": rho[s, j] * (above - below) / 2e-5, "importance": rho[s, j]}
+        values |= {"low_importance": 1 - rho[s, j], "momentum": expected_momentum[s, j]}
+        expected[s, j] = abs(values[selection])
+    arguments = (features.reshape(S, H * W, N), labels, words)
+    with jax.enable_x64(True):
+        score, importance = loss_change(*map(jnp.asarray, arguments), scale=9.0, steps=18, selection=selection)
+        score, importance = np.asarray(score), np.asarray(importance)
+    np.testing.assert_allclose(importance, rho, atol=1e-9)
+    # float64 throughout; the central difference itself is right to 1e-10 times the third derivative.
+    np.testing.assert_allclose(score, expected, atol=1e-7 if selection == "taylor" else 1e-9)
+    in_float32 = (jnp.asarray(x, jnp.float32) for x in arguments)
+    single, _ = loss_change(*in_float32, scale=9.0, steps=18, selection=selection)
+    # What METHOD allows; a removal multiplies the error of rho, 2e-3, by a change of the loss of up to 1.
+    np.testing.assert_allclose(single, expected, atol=1e-4 if selection == "momentum" else 3e-3)
+
+
+def test_a_selection_that_does_not_exist_is_refused():
+    features, labels, words, _ = case()
+    with pytest.raises(ValueError, match="selection must be one of"):
+        loss_change(features.reshape(S, H * W, N), labels, words, scale=10.0, selection="rho")
+
+
+@pytest.mark.parametrize(("selection", "largest"), [("importance", True), ("low_importance", False)])
+def test_theta_on_importance_itself(selection, largest):
+    features, labels, words, _ = (jnp.asarray(x, jnp.float32) for x in case(8))
+    score, rho = loss_change(features.reshape(S, H * W, N), labels, words, scale=10.0, selection=selection)
+    keep = select_positions(score, 0.6, score_scaling="none")
+    limit = np.log(0.6 / 0.4)
+    np.testing.assert_array_equal(keep, rho >= limit if largest else rho <= 1 - limit)
+    assert 0.1 < keep.mean() < 0.9 and keep.any(axis=1).all()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("kind", ["constant", "zero", "one position"])
+def test_every_selection_keeps_everything_where_nothing_differs(selection, kind):
+    features, labels, words, _ = case()
+    if kind == "one position":
+        features = features[:, :1, :1]
+    features = np.broadcast_to(features[:, :1, :1] * (kind != "zero"), features.shape).reshape(S, -1, N)
+    arguments = (jnp.asarray(x, jnp.float32) for x in (features, labels, words))
+    score, _ = loss_change(*arguments, scale=10.0, selection=selection)
+    assert jnp.isfinite(score).all() and (score >= 0).all()
+    assert select_positions(score, 0.65).all()
 
 
 def test_one_step_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from mlfsic_jax import lcm_select
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.models import BaseModel, LCMOptions, attention_values
-from mlfsic_jax.prototypes import Prototypes
+from mlfsic_jax.prototypes import ATTENTIONS, Prototypes
 
 S, Q, H, W, N, D_W, C = 4, 3, 2, 3, 6, 5, 3
 PROTOTYPES = {"n_heads": 2, "d_dynamic": 3, "n_dynamic": 4, "dropout": 0.0}
@@ -47,23 +47,37 @@ def cross_entropies(images, prototypes, labels, scale):
     return total
 
 
-def reference_losses(variables, support, query, support_labels, query_labels, vectors, scale, keep=None, **options):
+def cross_entropies_of_regions(images, prototypes, labels, scale, top):
+    """The same with the mean of an image's ``top`` highest cosines, images [Q, L, d]."""
+    total = 0.0
+    for regions, y in zip(np.asarray(images, np.float64), labels, strict=True):
+        for p, y_c in zip(np.asarray(prototypes, np.float64), y, strict=True):
+            cosines = [(x @ p) / np.sqrt((x @ x) * (p @ p)) for x in regions]
+            s = scale * np.mean(sorted(cosines, reverse=True)[:top])
+            total -= np.log(1 / (1 + np.exp(-s))) if y_c else np.log(1 - 1 / (1 + np.exp(-s)))
+    return total
+
+
+def reference_losses(
+    variables, support, query, support_labels, query_labels, vectors, scale, keep=None, query_top=0, **options
+):
     parameters = variables["params"]
     a_visual = np.asarray(parameters["joint"]["a_visual"]["kernel"], np.float64)
     words = np.asarray(vectors, np.float64) @ np.asarray(parameters["joint"]["a_text"]["kernel"], np.float64)
     globals_of = lambda images: [np.mean(np.asarray(x, np.float64), axis=(0, 1)) @ a_visual for x in images]  # noqa: E731
     locals_ = (np.asarray(support, np.float64) @ a_visual).reshape(S, H * W, -1)
-    prototypes = Prototypes(**PROTOTYPES, **options).apply(
-        {"params": parameters["prototype"]},
+    prototypes = Prototypes(**PROTOTYPES, scale=scale, **options).apply(
+        {"params": parameters.get("prototype", {})},
         jnp.asarray(locals_, jnp.float32),
         support_labels,
         jnp.asarray(words, jnp.float32),
         None if keep is None else keep.reshape(S, H * W),
     )
-    return (
-        cross_entropies(globals_of(support), words, support_labels, scale),
-        cross_entropies(globals_of(query), prototypes, query_labels, scale),
-    )
+    by_words = cross_entropies(globals_of(support), words, support_labels, scale)
+    if query_top:
+        regions = (np.asarray(query, np.float64) @ a_visual).reshape(len(query), H * W, -1)
+        return by_words, cross_entropies_of_regions(regions, prototypes, query_labels, scale, query_top)
+    return by_words, cross_entropies(globals_of(query), prototypes, query_labels, scale)
 
 
 @pytest.mark.parametrize("options", [{}, {"skip": False}, {"anchor": True}])
@@ -92,7 +106,7 @@ def test_lcm_during_training_selects_what_lcm_select_does(score_scaling):
         projection=joint["a_visual"]["kernel"],
         scale=7.0,
         threshold=threshold,
-        **options._asdict(),
+        **{name: value for name, value in options._asdict().items() if name != "selection"},
     ).keep
     assert 0.1 < keep.mean() < 0.9
     np.testing.assert_allclose(got, reference_losses(variables, *arguments, scale=7.0, keep=keep), rtol=1e-5)
@@ -135,6 +149,37 @@ def test_gradients_with_lcm_are_finite_and_reach_every_parameter():
         return sum(losses(model, variables, *arguments, lcm=LCMOptions(), threshold=0.6))
 
     gradient = jax.jit(jax.grad(total))(variables)
+    for path, x in jax.tree.leaves_with_path(gradient):
+        assert jnp.isfinite(x).all() and jnp.abs(x).max() > 0, jax.tree_util.keystr(path)
+
+
+ABLATIONS = [
+    *({"attention": name, "dynamic": name == "none"} for name in ATTENTIONS[1:]),
+    {"dynamic": False},
+    {"cm_loss": False},
+    {"cm_loss": False, "query_loss_on": "both"},
+    {"query_top": 2},
+    {"query_top": 100},
+]
+
+
+@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+def test_losses_of_every_ablation_by_hand_and_their_gradients(options):
+    model, variables = build(**options)
+    support, query, support_labels, query_labels, vectors = arguments = episode(1)
+
+    def total(variables):
+        both = losses(model, variables, *arguments)
+        return sum(both), both
+
+    (_, got), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(variables)
+    options = dict(options)
+    with_cm = options.pop("cm_loss", True)
+    if options.pop("query_loss_on", "query") == "both":
+        query, query_labels = jnp.concatenate([support, query]), jnp.concatenate([support_labels, query_labels])
+    arguments = (support, query, support_labels, query_labels, vectors)
+    cm, by_query = reference_losses(variables, *arguments, scale=7.0, **options)
+    np.testing.assert_allclose(got, (cm if with_cm else 0, by_query), rtol=1e-5)  # float32, as above
     for path, x in jax.tree.leaves_with_path(gradient):
         assert jnp.isfinite(x).all() and jnp.abs(x).max() > 0, jax.tree_util.keystr(path)
 
@@ -203,6 +248,24 @@ def test_attention_values_are_the_loop_over_images_labels_and_heads():
     got = jax.jit(attention_values, static_argnums=0)(model, variables, locals_, words)
     assert got.shape == (S, C, 5)
     np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 sums of eight products
+
+
+@pytest.mark.parametrize("attention", ["global", "simple", "none"])
+def test_attention_values_of_models_that_see_no_regions(attention):
+    model, variables = build(attention=attention)
+    rng = np.random.default_rng(1)
+    locals_, words = rng.normal(size=(S, 5, 8)).astype(np.float32), rng.normal(size=(C, 8)).astype(np.float32)
+    globals_ = locals_.mean(axis=1)
+    if attention == "simple":
+        lengths = np.linalg.norm(globals_, axis=1)[:, None] * np.linalg.norm(words, axis=1)
+        expected = 7 * globals_ @ words.T / lengths
+    elif attention == "global":
+        query = np.asarray(variables["params"]["prototype"]["attention"]["query"]["kernel"])
+        expected = globals_ @ (words @ query).T / 2  # two heads of four channels: their sum over sqrt(4)
+    else:
+        expected = np.zeros((S, C))
+    got = attention_values(model, variables, locals_, words)
+    np.testing.assert_allclose(got, np.repeat(expected[..., None], 5, axis=2), atol=1e-5)  # float32 sums
 
 
 def test_what_is_kept_for_attention_values_is_no_parameter():

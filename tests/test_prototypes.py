@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from mlfsic_jax.prototypes import Prototypes
+from mlfsic_jax.prototypes import ATTENTIONS, Prototypes
 
-S, L, D, C, HEADS, D_DYN = 4, 5, 8, 3, 2, 3
+S, L, D, C, HEADS, D_DYN, SCALE = 4, 5, 8, 3, 2, 3, 6.0
 
 
 def case(seed=0):
@@ -24,7 +24,8 @@ def case(seed=0):
 
 def build(seed=0, **options):
     """A module and parameters none of which is at its special start (zero biases, unit norms, closed gates)."""
-    module = Prototypes(**{"n_heads": HEADS, "d_dynamic": D_DYN, "n_dynamic": 4, "dropout": 0.0, **options})
+    sizes = {"n_heads": HEADS, "d_dynamic": D_DYN, "n_dynamic": 4, "dropout": 0.0, "scale": SCALE}
+    module = Prototypes(**sizes | options)
     rng = np.random.default_rng(seed)
     return module, jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), fresh(module))
 
@@ -47,29 +48,55 @@ def layer_norm(parameters, x):
     return normed * parameters["scale"] + parameters["bias"]
 
 
+def softmax(logits):
+    return np.exp(logits - np.max(logits)) / np.exp(logits - np.max(logits)).sum()
+
+
+def attend(module, attention, u, word):
+    """p_att of one label from its features: locals, or global features of its images."""
+    if module.attention == "none":
+        assert attention is None
+        return 0.0
+    if module.attention in ("simple", "simple_local"):
+        assert attention is None
+        mu = softmax([SCALE * (x @ word) / np.sqrt((x @ x) * (word @ word)) for x in u])
+        return sum(m * x for m, x in zip(mu, u, strict=True))
+    if module.attention == "low_rank":
+        assert set(attention) == {"feature", "word", "coefficient"}
+        bilinear = [np.tanh(dense(attention["feature"], x) * dense(attention["word"], word)) for x in u]
+        mu = softmax([dense(attention["coefficient"], b).item() for b in bilinear])
+        return sum(m * x for m, x in zip(mu, u, strict=True))
+    assert ("key" in attention) == ("value" in attention) == (module.attention == "standard")
+    d_a, heads = D // HEADS, []
+    for j in range(HEADS):
+        part = slice(j * d_a, (j + 1) * d_a)
+        q = dense(attention["query"], word)[part]
+        keys = [(dense(attention["key"], x) if "key" in attention else x)[part] for x in u]
+        values = [(dense(attention["value"], x) if "value" in attention else x)[part] for x in u]
+        mu = softmax([q @ k / np.sqrt(d_a) for k in keys])
+        heads.append(sum(m * v for m, v in zip(mu, values, strict=True)))
+    pooled = np.concatenate(heads)
+    hidden = dense(attention["mlp_1"], pooled)
+    hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
+    attended = dense(attention["mlp_2"], hidden) * attention.get("mlp_gate", 1.0)
+    return attended + pooled if module.skip or module.anchor else attended
+
+
 def reference(module, variables, locals_, labels, words, keep=None):
     """float64 [C, D]."""
-    parameters = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
-    attention, dynamic = parameters["attention"], parameters["dynamic"]
+    parameters = jax.tree.map(lambda x: np.asarray(x, np.float64), variables.get("params", {}))
+    attention, dynamic = parameters.get("attention"), parameters.get("dynamic")
+    assert (dynamic is not None) == module.dynamic
     locals_, words = locals_.astype(np.float64), words.astype(np.float64)
     keep = np.ones(locals_.shape[:2], bool) if keep is None else keep
-    d_a, result = D // HEADS, []
+    result = []
     for c, word in enumerate(words):
         u = [locals_[s, j] for s in range(len(locals_)) for j in range(locals_.shape[1]) if labels[s, c] and keep[s, j]]
-        heads = []
-        for j in range(HEADS):
-            part = slice(j * d_a, (j + 1) * d_a)
-            q = dense(attention["query"], word)[part]
-            logits = np.array([q @ x[part] / np.sqrt(d_a) for x in u])
-            mu = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            heads.append(sum(m * x[part] for m, x in zip(mu, u, strict=True)))
-        pooled = np.concatenate(heads)
-        hidden = dense(attention["mlp_1"], pooled)
-        hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
-        attended = dense(attention["mlp_2"], hidden) * attention.get("mlp_gate", 1.0)
-        if module.skip or module.anchor:
-            attended = attended + pooled
-
+        images = [locals_[s, keep[s]].mean(axis=0) for s in range(len(locals_)) if labels[s, c]]
+        attended = attend(module, attention, images if module.attention in ("global", "simple") else u, word)
+        if dynamic is None:
+            result.append(attended)
+            continue
         theta_1 = dense(dynamic["kernel_1"], word).reshape(D, D_DYN)
         theta_2 = dense(dynamic["kernel_2"], word).reshape(D_DYN, D)
         cosines = [x @ word / np.sqrt((x @ x) * (word @ word)) for x in u]
@@ -99,6 +126,43 @@ def test_is_the_loop_over_labels(options, masked):
     got = apply(module, variables, locals_, labels, words, keep)
     assert got.shape == (C, D) and got.dtype == jnp.float32
     np.testing.assert_allclose(got, reference(module, variables, locals_, labels, words, keep), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention_is_the_loop_over_labels(attention, dynamic):
+    if attention == "none" and not dynamic:
+        with pytest.raises(ValueError, match="attention='none' needs dynamic=True"):
+            build(attention="none", dynamic=False)
+        return
+    module, variables = build(attention=attention, dynamic=dynamic)
+    arguments = case(2)
+    got = apply(module, variables, *arguments)
+    np.testing.assert_allclose(got, reference(module, variables, *arguments), atol=TOLERANCE)
+
+
+def test_an_attention_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="attention must be one of"):
+        build(attention="cross")
+
+
+def test_global_attention_with_an_anchor_is_the_loop_over_labels():
+    module, variables = build(attention="global", anchor=True)
+    got = apply(module, variables, *case(3))
+    np.testing.assert_allclose(got, reference(module, variables, *case(3)), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("attention", ["standard", "global", "simple", "simple_local", "low_rank"])
+def test_every_attention_is_finite_for_a_label_and_an_image_with_nothing_left(attention):
+    module, variables = build(attention=attention, dynamic=False)
+    locals_, labels, words, keep = case()
+    labels[3, 2] = 0  # no image has label 2
+    keep[0] = False  # nothing of image 0 is kept, the only one with label 0 besides image 1
+    out = apply(module, variables, locals_, labels, words, keep)
+    expected = reference(module, variables, locals_[1:], labels[1:, :2], words[:2], keep[1:])
+    np.testing.assert_allclose(out[:2], expected, atol=TOLERANCE)
+    gradient = jax.jit(jax.grad(lambda v, u: apply(module, v, u, labels, words, keep)[:2].sum(), (0, 1)))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((out, gradient(variables, locals_))))
 
 
 @pytest.mark.parametrize("label_type", [bool, np.float32])
