@@ -42,6 +42,10 @@ class Cache(NamedTuple):
     skipped: dict[str, str]
     path: Path
 
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """``values[rows]``, int [B] -> [B, ...], in memory; of the file nothing stays mapped into it."""
+        return np.array(np.load(self.path / "values.npy", mmap_mode="r")[rows])
+
 
 def open_or_build(
     dataset: ImageDataset,

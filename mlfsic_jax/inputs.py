@@ -111,7 +111,7 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
 
     def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> SplitView:
         return SplitView(
-            inputs=lambda rows: cache.values[images[rows]],
+            inputs=lambda rows: cache.read(images[rows]),
             labels=dataset.labels[np.ix_(images, labels)],
             word_vectors=words[labels],
             label_names=tuple(dataset.label_names[c] for c in labels),

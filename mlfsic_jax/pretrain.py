@@ -82,7 +82,7 @@ def _step(model, optimizer, state: TrainState, key, photos, labels):
         )
         return binary_cross_entropy(logits, labels).sum(axis=1).mean(), updates.get("batch_stats", {})
 
-    (loss, batch_stats), grads = jax.lax.pmean(jax.value_and_grad(loss_fn, has_aux=True)(state.params), parallel.AXIS)
+    (loss, batch_stats), grads = parallel.mean(jax.value_and_grad(loss_fn, has_aux=True)(state.params))
     updates, opt_state = optimizer.update(grads, state.opt_state)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
@@ -130,7 +130,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     optimizer, _ = create_optimizer(config.pretrain.learning_rate, *steps, "cosine")
 
     model = Classifier(photo_backbone, len(columns))
-    variables = jax.jit(model.init)(keys[_INIT], cache.values[images[:1]])
+    variables = jax.jit(model.init)(keys[_INIT], cache.read(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if weights is not None:
         params = params | {"backbone": weights["params"]}
@@ -145,7 +145,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     log = MetricsLog(workdir / "metrics.jsonl", {"stage": "pretrain"}, after_step=latest or 0)
 
     def read(rows):
-        return (cache.values[images[rows]],)
+        return (cache.read(images[rows]),)
 
     remaining = range((latest or 0) // per_epoch, epochs)
     for epoch in track(remaining, total=len(remaining), description="pretraining the backbone", unit="epochs"):
@@ -153,7 +153,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         losses = []
         for batch in np.split(order[: per_epoch * batch_size], per_epoch):
             mine = batch[parallel.share(batch_size)]
-            photos = cache.values[images[mine]]
+            photos = cache.read(images[mine])
             state, loss = pretrain_step(state, noise_key, photos, labels[mine], model=model, optimizer=optimizer)
             losses.append(loss)
         (scores,) = evaluate.map_batches(_probabilities, model, held_out, read, state.variables())
