@@ -83,6 +83,30 @@ def test_a_whole_run_writes_its_results(undisturbed):
     assert all(line["n_shot"] == 1 and np.isfinite(line["cm_loss"]) for line in log)
 
 
+def test_nothing_is_compiled_after_the_first_epoch(undisturbed, monkeypatch):
+    folder, _ = undisturbed
+    compiled, at_save = [], []
+    save = train.Checkpoints.save
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    def save_and_note(*args):
+        at_save.append(len(compiled))
+        save(*args)
+
+    monkeypatch.setattr(train.Checkpoints, "save", save_and_note)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        train.train_and_evaluate(tiny(folder), folder / "counted")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert at_save[0] > 3
+    assert at_save == at_save[:1] * 4
+
+
 class Stop(Exception):
     """Stands for a kill."""
 
