@@ -328,7 +328,7 @@ def memory_rows(quick: bool) -> Iterator[Row]:
         rows = np.random.default_rng(0).integers(0, n_images, 5 * n_labels)
         yield measure(
             f"{n_steps} training steps, cache of {n_images} x {side}x{side}x{n}, {n_labels} labels",
-            lambda: [step() for _ in range(n_steps)],
+            lambda: [jax.block_until_ready(step()) for _ in range(n_steps)],
             {"reading their features": lambda: sum(len(cache.read(rows)) for _ in range(n_steps))},
             work=4.0 * n_steps * len(rows) * side * side * n * model.d_joint,
             targets={"memory": 2e9},

@@ -44,7 +44,7 @@ class Cache(NamedTuple):
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """``values[rows]``, int [B] -> [B, ...], in memory; of the file nothing stays mapped into it."""
-        return np.array(np.load(self.path / "values.npy", mmap_mode="r")[rows])
+        return np.load(self.path / "values.npy", mmap_mode="r")[rows]
 
 
 def open_or_build(
