@@ -34,7 +34,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "pillow>=11.0",
         "safetensors>=0.5",
-        "scipy>=1.14",
+        "scipy>=1.15",
         "tensorboardX>=2.6.4",  # TensorBoard's files without TensorFlow
         "tensorflow-datasets>=4.9.10",  # builders and readers; TensorFlow itself is not needed
         "tqdm>=4.66",

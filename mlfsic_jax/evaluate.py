@@ -19,6 +19,7 @@ from mlfsic_jax.episodes import sample_episodes, sample_laso_support
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.metrics import METRICS, calibration_error, mean_and_ci95, multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
+from mlfsic_jax.progress import track
 from mlfsic_jax.similarity import cosine_logits, unit
 
 METHODS = (
@@ -285,6 +286,61 @@ def score_episodes(
     )
 
 
+def score_peer(
+    score: Callable, trained, split: SplitView, *, key: jax.Array, n_episodes: int, n_shot: int, n_query: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores the queries of the very episodes of ``score_episodes`` by a peer, on one device.
+
+    Args:
+      score: see ``baselines.Peer``.
+      trained: what its training returned.
+      split: the images and labels; its inputs are local features, see ``with_features``.
+      key: that of ``score_episodes``.
+      n_episodes: E.
+      n_shot: K.
+      n_query: see ``score_episodes``.
+      name: of the peer, for the report of progress.
+
+    Returns:
+      (probabilities float32 [E, Q, C], ground truth bool [E, Q, C]).
+    """
+    episode_key, peer_key = jax.random.split(key)
+    support, query = draw(episode_key, split, n_episodes, n_shot, n_query)
+    truth, words = split.labels[query], jnp.asarray(split.word_vectors)
+    chunk = min(query.shape[1], _QUERY_BATCH)
+    jobs = [(e, start) for e in range(n_episodes) for start in range(0, query.shape[1], chunk)]
+    last, peer_keys = query.shape[1] - 1, jax.random.split(peer_key, n_episodes)
+
+    def read(job):
+        e, start = job
+        # The last queries are filled up with copies of the very last, so one program serves all.
+        rows = support[e], query[e, np.minimum(np.arange(start, start + chunk), last)]
+        return [np.asarray(x, np.float32).reshape(len(x), -1, x.shape[-1]) for x in map(split.inputs, rows)]
+
+    scored = jax.jit(score)
+    probabilities = np.zeros(truth.shape, np.float32)
+    progress = track(jobs, total=len(jobs), description=f"{name}, {n_shot}-shot", unit="episodes")
+    for (e, start), (s, q) in zip(progress, parallel.read_ahead(read, jobs), strict=True):
+        found = scored(trained, peer_keys[e], s, split.labels[support[e]], q, words)
+        stop = min(start + chunk, query.shape[1])
+        probabilities[e, start:stop] = found[: stop - start]
+    return probabilities, truth
+
+
+def with_features(model: BaseModel, variables, split: SplitView) -> SplitView:
+    """The split with local features for inputs, held in memory; where the model has no backbone, they are that already.
+
+    Args:
+      model: the model.
+      variables: its parameters and batch statistics.
+      split: its inputs are those of the model.
+    """
+    if model.backbone is None:
+        return split
+    (features,) = map_batches(_locals, model, np.arange(len(split.labels)), lambda r: (split.inputs(r),), variables)
+    return split._replace(inputs=features.astype(np.float16).__getitem__)  # half, as in the cache of features
+
+
 def draw(key, split: SplitView, n_episodes: int, n_shot: int, n_query: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Supports, one int [S] per episode, and queries, int [E, Q], by the protocol of the split."""
     if split.support is None:
@@ -316,13 +372,18 @@ def calibrate(scores: Scores) -> dict[str, tuple[float, float]]:
     return fits
 
 
-def summarise(scores: Scores, theta_index: int, calibration: dict[str, tuple[float, float]]) -> dict:
-    """Metrics with 95 % intervals, as ``results.json`` holds them: "methods", "paired", "chance", "calibration_error".
+def summarise(
+    scores: Scores, theta_index: int, calibration: dict[str, tuple[float, float]]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Metrics with 95 % intervals, and what they are the means of.
 
     Args:
       scores: of all episodes.
       theta_index: which of the thresholds is "lcm", chosen elsewhere (on validation).
       calibration: of ``calibrate``, on validation.
+
+    Returns:
+      ("methods", "paired", "chance", "calibration_error" as ``results.json`` holds them; ``episode_values``).
     """
     every = scores.methods | {"lcm": scores.lcm[theta_index], "chance": scores.chance}
     for name, (slope, intercept) in calibration.items():
@@ -334,7 +395,7 @@ def summarise(scores: Scores, theta_index: int, calibration: dict[str, tuple[flo
         for a, b in PAIRS
         if a in values and b in values
     }
-    return {
+    entry = {
         "methods": {m: summary[m] for m in (*METHODS, *VARIANTS) if m in summary},
         "paired": paired,
         "chance": summary["chance"],
@@ -342,6 +403,12 @@ def summarise(scores: Scores, theta_index: int, calibration: dict[str, tuple[flo
             m: calibration_error(every[m], scores.labels) for m in (*METHODS, *VARIANTS) if m in every
         },
     }
+    return entry, episode_values(values)
+
+
+def episode_values(values: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """{method: {metric: float64 [E]}} -> {"method.metric": float32 [E]}, the arrays of an ``episodes_*`` file."""
+    return {f"{name}.{m}": v.astype(np.float32) for name, by_metric in values.items() for m, v in by_metric.items()}
 
 
 def results_table(results: list[dict]) -> str:

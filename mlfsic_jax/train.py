@@ -22,6 +22,7 @@ from mlfsic_jax.config import default, validate
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import write_arrays, write_json, write_tree
+from mlfsic_jax.metrics import multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.progress import track
 
@@ -235,6 +236,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         for batch in parallel.read_ahead(lambda rows: read_batch(split, *rows), zip(supports, queries, strict=True)):
             state, loss = step(state, noise_key, batch, split.word_vectors)
             losses.append(loss)
+            jax.block_until_ready(losses[-2:][0])  # two steps under way at most: each holds its photos or features
         done = epoch + 1
         if done % config.train.validate_every and done < config.train.epochs:
             continue
@@ -295,7 +297,7 @@ def evaluate_run(
     n_shot: int,
     variables: dict,
     fitted: word_ridge.Fitted,
-) -> dict:
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Chooses theta on validation episodes, then evaluates all methods on the fixed novel episodes.
 
     Args:
@@ -306,7 +308,8 @@ def evaluate_run(
       fitted: of ``evaluate.fit_ridge``.
 
     Returns:
-      One entry of ``results.json``.
+      (one entry of ``results.json``, {"method.metric": float32 [E]} of all novel episodes; "lcm@0.53" is LCM at another
+      theta than the chosen one).
     """
     sweep_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), n_shot), _SWEEP)
     thresholds = tuple(config.lcm.thresholds)
@@ -327,36 +330,44 @@ def evaluate_run(
     validation = {name: evaluate.macro_ap(scores, sweep.labels) for name, scores in sweep.methods.items()}
     validation["lcm"] = on_validation[chosen]
     novel = score(run.splits["novel"], key=novel_key(config.seed, n_shot), n_episodes=config.eval.episodes)
-    return {
+    summary, values = evaluate.summarise(novel, chosen, calibration)
+    by_theta = [multilabel_metrics(scores, novel.labels) for scores in novel.lcm]
+    values |= evaluate.episode_values({f"lcm@{t:g}": v for t, v in zip(thresholds, by_theta, strict=True)})
+    entry = {
         "config": config.to_dict(),
         "dataset": config.data.name,
         "episodes": config.eval.episodes,
         "n_shot": n_shot,
-        **evaluate.summarise(novel, chosen, calibration),
+        **summary,
         "validation": {"macro_ap": validation, "calibration": calibration},
         "theta": {
             "chosen": thresholds[chosen],
             "base_validation_macro_ap": evaluate.macro_ap(sweep.methods["base"], sweep.labels),
             "sweep": [
-                {"theta": theta, "kept": float(kept), "validation_macro_ap": on_val, "novel_macro_ap": on_novel}
-                for theta, kept, on_val, on_novel in zip(
-                    thresholds,
-                    sweep.kept,
-                    on_validation,
-                    [evaluate.macro_ap(scores, novel.labels) for scores in novel.lcm],
-                    strict=True,
-                )
+                {
+                    "theta": theta,
+                    "kept": float(kept),
+                    "validation_macro_ap": on_val,
+                    "novel_macro_ap": float(on_novel["macro_ap"].mean()),
+                }
+                for theta, kept, on_val, on_novel in zip(thresholds, sweep.kept, on_validation, by_theta, strict=True)
             ],
         },
     }
+    return entry, values
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> list[dict]:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | Path, results_in: str | Path | None = None
+) -> list[dict]:
     """The whole run: one model for each shot count, trained, evaluated, written to ``<workdir>/results.json``.
+
+    ``episodes_<K>shot.safetensors`` beside it holds the metrics of every novel episode.
 
     Args:
       config: see ``mlfsic_jax.config``.
       workdir: where the run is kept; the same command in the same workdir goes on where it was stopped.
+      results_in: where the results go instead, for other settings of the evaluation of what the workdir holds.
 
     Returns:
       What ``results.json`` holds.
@@ -367,6 +378,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     start = time.monotonic()
     validate(config)
     workdir = open_workdir(workdir)
+    out = Path(results_in or workdir)
+    out.mkdir(parents=True, exist_ok=True)
     config = config.copy_and_resolve_references()
     config.train.episodes_per_step = config.train.episodes_per_step or jax.device_count()
     run = inputs.load(config)
@@ -380,13 +393,21 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         variables = train(config, run, n_shot, workdir)
         print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
         fitted = evaluate.fit_ridge(run.model, variables, run.base, ridge_options(config))
-        results.append(evaluate_run(config, run, n_shot, variables, fitted))
+        entry, values = evaluate_run(config, run, n_shot, variables, fitted)
+        results.append(entry)
         if parallel.is_first():
-            save_for_prediction(workdir, run, n_shot, variables, fitted)
-            write_json(workdir / "results.json", results)
+            if results_in is None:
+                save_for_prediction(workdir, run, n_shot, variables, fitted)
+            write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
+            write_json(out / "results.json", results)
     print(evaluate.results_table(results))
-    print(f"written to {workdir / 'results.json'} after {time.monotonic() - start:.0f} s")
+    print(f"written to {out / 'results.json'} after {time.monotonic() - start:.0f} s")
     return results
+
+
+def episodes_file(workdir: Path, n_shot: int) -> Path:
+    """The file with the metrics of every novel episode, {"method.metric": float32 [E]}; its metadata: "config"."""
+    return workdir / f"episodes_{n_shot}shot.safetensors"
 
 
 def save_for_prediction(

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,7 +194,7 @@ def test_calibration_is_logistic_regression(setting):
 
 def test_summary_and_table(setting):
     scores = scores_of(setting, 8)
-    summary = evaluate.summarise(scores, 2, {name: (1.0, -1.0) for name in evaluate.CALIBRATED})
+    summary, values = evaluate.summarise(scores, 2, {name: (1.0, -1.0) for name in evaluate.CALIBRATED})
     assert tuple(summary["methods"]) == (*evaluate.METHODS, *evaluate.VARIANTS)
     assert 0 < summary["calibration_error"]["region_word_ridge"] < 1
     lcm = multilabel_metrics(scores.lcm[2], scores.labels)["micro_f1"]
@@ -201,6 +202,11 @@ def test_summary_and_table(setting):
     entry = summary["paired"]["lcm-base"]["micro_f1"]
     np.testing.assert_allclose(entry["mean"], np.mean(lcm - base))
     np.testing.assert_allclose(entry["ci95"], 1.96 * np.std(lcm - base, ddof=1) / np.sqrt(8))
+    np.testing.assert_array_equal(values["lcm.micro_f1"], lcm.astype(np.float32))
+    for name, metrics in summary["methods"].items():  # of the values of all episodes the summary is the mean
+        for metric, value in metrics.items():
+            assert values[f"{name}.{metric}"].shape == (8,)
+            np.testing.assert_allclose(values[f"{name}.{metric}"].mean(), value["mean"], atol=1e-6)  # float32
     result = {"dataset": "made_up", "n_shot": 2, "episodes": 8, "theta": {"chosen": 0.6}, **summary}
     table = evaluate.results_table([result])
     for name in (*evaluate.METHODS, "chance", "lcm - base", "made_up, 2-shot"):
@@ -234,3 +240,53 @@ def test_lasos_protocol_draws_supports_of_its_own_and_queries_all_the_rest(setti
     coefficients = np.linalg.solve(x[s].T @ x[s] + np.eye(6), x[s].T @ (y - y.mean(0)))
     expected = x[~may_support] @ coefficients + y.mean(0)
     np.testing.assert_allclose(whole.methods["ridge"][2], expected, atol=2e-4)
+
+
+def nearest(trained, key, support, labels, query, word_vectors):
+    """A made-up peer that sees all it is given: of every label the best support photo, and a little noise."""
+    near = jnp.exp(-jnp.abs(query.mean(1)[:, None] - support.mean(1)).sum(-1))  # [Q, S]
+    best = jnp.where(labels, near[..., None], 0).max(axis=1)
+    return trained * best + 0.01 * jax.random.uniform(key, best.shape) + 1e-3 * word_vectors[:, 0]
+
+
+@pytest.mark.parametrize("laso", [False, True])
+def test_peers_see_the_episodes_of_the_other_methods(setting, monkeypatch, laso):
+    _, _, split, features, _ = setting
+    if laso:
+        split = split._replace(support=np.arange(N) % 3 == 0)
+    monkeypatch.setattr(evaluate, "_QUERY_BATCH", 32)  # 100 queries of LaSO's protocol in four parts
+    key, options = jax.random.key(7), {"n_episodes": 3, "n_shot": 2, "n_query": 3}
+    got, truth = evaluate.score_peer(nearest, 0.5, split, key=key, **options, name="nearest")
+    episode_key, peer_key = jax.random.split(key)
+    supports, queries = evaluate.draw(episode_key, split, *options.values())
+    f = features.astype(np.float32).reshape(N, 4, 6)
+    for e, (s, q, k) in enumerate(zip(supports, queries, jax.random.split(peer_key, 3), strict=True)):
+        np.testing.assert_array_equal(truth[e], split.labels[q])
+        first, done = q[:32], min(len(q), 32)  # noise is drawn for each part anew
+        filled = np.concatenate([first, np.full(min(32, len(q)) - done, first[-1])])
+        expected = nearest(0.5, k, f[s], split.labels[s], f[filled], split.word_vectors)
+        np.testing.assert_allclose(got[e, :done], expected, atol=1e-5)  # float32, under jit
+    if not laso:
+        np.testing.assert_array_equal(truth, scores_of(setting, 3, thresholds=(), fitted=None).labels)
+    else:  # the last part is filled up: its last query stands at the right place
+        last = nearest(0.5, k, f[s], split.labels[s], f[[*q[96:], *([q[-1]] * 28)]], split.word_vectors)
+        np.testing.assert_allclose(got[2, 96:], last[:4], atol=1e-5)
+
+
+class Halved(nn.Module):
+    """A backbone in miniature."""
+
+    @nn.compact
+    def __call__(self, photos, train: bool = False):
+        return photos * self.param("scale", nn.initializers.constant(0.5), ())
+
+
+def test_peers_get_the_features_of_a_trained_backbone(setting):
+    model, variables, split, features, _ = setting
+    assert evaluate.with_features(model, variables, split) is split  # frozen: these are the inputs
+    model = BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4, backbone=Halved())
+    variables = {"params": variables["params"] | {"backbone": {"scale": jnp.float32(0.25)}}}
+    view = evaluate.with_features(model, variables, split)
+    rows = np.array([5, 149, 5])
+    np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
+    assert view.labels is split.labels

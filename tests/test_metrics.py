@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 
-from mlfsic_jax.metrics import METRICS, average_precision, calibration_error, mean_and_ci95, multilabel_metrics
+from mlfsic_jax.metrics import (
+    METRICS,
+    average_precision,
+    bootstrap_ci95,
+    calibration_error,
+    mean_and_ci95,
+    multilabel_metrics,
+)
 
 # Everything is float64, and the sums are short: only the order of additions differs.
 TOLERANCE = 1e-12
@@ -195,6 +202,22 @@ def test_mean_and_ci95():
     # Standard deviation of 1 2 3 4 with n - 1: sqrt(5 / 3); standard error sqrt(5 / 3) / 2.
     assert mean_and_ci95([1, 2, 3, 4]) == {"mean": 2.5, "ci95": pytest.approx(1.96 * np.sqrt(5 / 12), rel=1e-12)}
     assert mean_and_ci95(np.full(5, 0.25)) == {"mean": 0.25, "ci95": 0.0}
+
+
+def test_bootstrap_interval():
+    rng = np.random.default_rng(0)
+    values = rng.gamma(2.0, size=50)  # skewed
+    got = bootstrap_ci95(values)
+    assert got == bootstrap_ci95(values) and got["mean"] == values.mean()
+    resampled = rng.choice(values, (100_000, 50)).mean(axis=1)
+    spread = resampled.std()
+    # A 2.5 % quantile of 9,999 draws has a standard error of 0.027 standard deviations: four of them.
+    np.testing.assert_allclose([got["low"], got["high"]], np.quantile(resampled, [0.025, 0.975]), atol=0.11 * spread)
+    # Of many values it is the normal approximation, up to that error.
+    many = rng.normal(0.1, 1.0, 2000)
+    got, half = bootstrap_ci95(many), mean_and_ci95(many)["ci95"]
+    np.testing.assert_allclose([got["low"], got["high"]], [many.mean() - half, many.mean() + half], atol=0.06 * half)
+    assert bootstrap_ci95(np.full(4, 0.25)) == {"mean": 0.25, "low": 0.25, "high": 0.25}
 
 
 def test_calibration_error():
