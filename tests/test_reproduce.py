@@ -310,3 +310,24 @@ def test_mistakes_on_the_command_line_end_in_one_line(arguments, complaint, tmp_
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert complaint in done.stderr[done.stderr.index("error: ") :]
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("all_tables")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", reproduce.DEFAULT_CONFIGS)
+def test_a_table_of_scenes(shared_runs, monkeypatch, name):
+    """All tables, about half an hour: those rows run whose backbones and words are there."""
+    monkeypatch.setattr(reproduce, "N_SEEDS", 2)
+    config = tiny(shared_runs)
+    config.model.dynamic = True
+    text = reproduce.reproduce(name, config, shared_runs / "runs")
+    with open(shared_runs / "runs" / f"{name}.csv", newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["metric"] == "macro_ap"]
+    assert all((row["ours"] != "") != ("no such file" in row["reason"]) for row in found if row["command"])
+    ours = [float(row["ours"]) for row in found if row["ours"]]
+    assert ours and all(0 < value <= 100 for value in ours)
+    assert all(row["row"] in text for row in found)
