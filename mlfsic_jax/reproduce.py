@@ -607,7 +607,7 @@ def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[s
                 values = {k: [run[k] for run in of_runs] for k in config.shots}
             except InputError as error:
                 errors.append(error)
-                reason = "not run: " + textwrap.shorten(str(error).splitlines()[0], 120)
+                reason = textwrap.shorten(str(error).splitlines()[0], 120, placeholder=" ...")
                 print(f"{row.name}: not run: {error}", flush=True)
         lines.append(Line(row, values, reason))
     if not any(line.values for line in lines):
@@ -739,7 +739,13 @@ def _markdown(name, table: Table, config, runs: Runs, given, lines: Sequence[Lin
         parts += _grid(head, body)
 
     sources = sorted({e["published_in"] for e in entries if e["published_in"]})
-    parts += ["", f"Ours: {_setting(config)}, {config.eval.episodes} episodes of novel labels."]
+    not_run = [f"- not run: {line.row.name}: {line.reason}" for line in lines if line.reason]
+    parts += [
+        "",
+        *not_run,
+        *([""] if not_run else []),
+        f"Ours: {_setting(config)}, {config.eval.episodes} episodes of novel labels.",
+    ]
     if sources:
         settings = {
             f"{row['dataset']} with {row['backbone']}"
@@ -771,7 +777,7 @@ def _cells(line: Line, entry: Mapping) -> list[str]:
         difference = "" if entry["difference"] is None else f"{entry['difference']:+.1f}"
         return [f"{entry['ours']:.1f} ± {entry['interval']:.1f}", paper, difference]
     if line.reason:
-        return [line.reason, paper, ""]
+        return ["not run", paper, ""]
     return ["published, not rerun" if paper else f"published in {line.row.lost}, not rerun", paper, ""]
 
 
@@ -785,8 +791,7 @@ def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 def _setting(config) -> str:
     trained = "trained" if config.train_backbone else "frozen"
-    photos = f"{config.data.name} ({config.data.source})" if config.data.source else config.data.name
-    return f"{photos}, {config.backbone}, {trained}, {config.labels.embedding} words"
+    return f"{config.data.name}, {config.backbone}, {trained}, {config.labels.embedding} words"
 
 
 def figure(table: Table, entries: Sequence[Mapping]) -> Figure:
