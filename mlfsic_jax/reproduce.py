@@ -162,6 +162,7 @@ def _main_table(config, dataset) -> Table:
         Row("PLA with word vectors", "pla_words", published=of("PLA")),
         Row("LaSO", "laso", published=of("LaSO", "")),
         Row("MAML", "maml", published=of("MAML", "")),
+        Row("MAML, first-order", "maml_first_order"),
         Row("WGA", "base", (WGA,), of("WGA")),
         *(Row(name, method, published=of(name)) for name, method in pairs),
         *(
