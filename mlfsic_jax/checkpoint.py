@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,13 +20,16 @@ from mlfsic_jax import parallel
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import write_json
 
+_CHECKSUMS = "sha256.json"
+_WRITTEN_LATER = (_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # by Orbax, at the commit
+
 
 class Checkpoints:
     """The two newest and the best checkpoint of one training run, written in the background.
 
-    A step is committed by a rename once it is complete: a run killed while it writes still has the step before. Beside
-    each committed step stand the checksums of its files, ``<step>.sha256.json``: Orbax itself restores a step with a
-    flipped bit without a word.
+    A step is committed by a rename once it is complete: a run killed while it writes still has the step before. The
+    checksums of its files are committed with it, as ``sha256.json``: Orbax itself restores a step with a flipped bit
+    without a word.
     """
 
     def __init__(self, directory: str | Path, metric: str):
@@ -31,22 +38,27 @@ class Checkpoints:
         Steps whose files are not those that were written are reported, and put aside as ``damaged_<step>``.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every step
-        self._directory = Path(directory).absolute()
+        self.directory, self._metric = Path(directory).absolute(), metric
+        self._saving: int | None = None
         if parallel.is_first():
             self._put_damaged_aside()
         parallel.wait_for_all()
+
+        def value(metrics: dict) -> float:
+            return metrics.get(metric, -math.inf)
+
         policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(2),
-                preservation_policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1),
-            ]
+            [preservation_policy.LatestN(2), preservation_policy.BestN(get_metric_fn=value, n=1)]
         )
         self._manager = ocp.CheckpointManager(
-            self._directory,
+            self.directory,
             # Trained weights hardly compress, and trying takes longer than a training step.
             item_handlers={"state": ocp.PyTreeCheckpointHandler(use_compression=False)},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=lambda metrics: metrics[metric], best_mode="max"
+                preservation_policy=policy,
+                best_fn=value,
+                best_mode="max",
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
             ),
         )
 
@@ -56,17 +68,35 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric, or None."""
-        return self._manager.best_step()
+        step = self._manager.best_step()
+        return None if step is None or self._metric not in self.metrics(step) else step
 
     def metrics(self, step: int) -> dict:
         """What ``save`` was given for ``step``."""
         return dict(self._manager.metrics(step))
 
-    def save(self, step: int, state, metrics: dict[str, float]) -> None:
-        """Writes a pytree of arrays; returns before the disk is done."""
+    def save(self, step: int, state, metrics: dict) -> None:
+        """Writes a pytree of arrays; returns before the disk is done.
+
+        Args:
+          step: above all that were saved.
+          state: the arrays.
+          metrics: what JSON can hold; without the metric that says what is best, the step is never that.
+
+        Raises:
+          InputError: this step or the one before cannot be written; those that stand there are kept.
+        """
         self.wait()
-        if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics):
-            raise InputError(f"step {step} already stands in {self._directory}: choose another workdir")
+        self._saving = step
+        needs = 1.2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 1e6  # where a disk is full, TensorStore is noisy
+        free = shutil.disk_usage(self.directory).free
+        if parallel.is_first() and free < needs:
+            raise self._cannot_write(f"it needs {needs / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB")
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
+        with self._clear_errors():
+            saved = self._manager.save(step, args=args, metrics=metrics)
+        if not saved:
+            raise InputError(f"step {step} already stands in {self.directory}: choose another workdir")
 
     def restore(self, step: int, like, partial: bool = False):
         """The pytree saved at ``step``, with the shapes and dtypes of ``like``; ``partial``: the parts it names."""
@@ -78,45 +108,51 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk, with its checksums."""
-        self._manager.wait_until_finished()
-        if parallel.is_first():
-            self._note_checksums()
+        """Returns when everything is on disk.
+
+        Raises:
+          InputError: the last step cannot be written.
+        """
+        with self._clear_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then frees the manager."""
         self.wait()
         self._manager.close()
 
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a full disk, TensorStore, Orbax and the file system each have their own
+            raise self._cannot_write(" ".join(str(error).split())[-200:]) from error
+
+    def _cannot_write(self, reason: str) -> InputError:
+        return InputError(
+            f"the checkpoint of step {self._saving} cannot be written to {self.directory} ({reason}): "
+            "free space there; the same command goes on from the checkpoint before"
+        )
+
     def _note_checksums(self) -> None:
-        for path in self._directory.glob("*.sha256.json"):
-            if not (self._directory / path.name.partition(".")[0]).is_dir():
-                path.unlink()  # of a step that was not kept
-        for step in _steps(self._directory):
-            path = step.with_name(f"{step.name}.sha256.json")
-            if not path.exists():
-                write_json(path, _checksums(step))
+        """Called by Orbax when a step is complete, before its folder gets its name."""
+        if parallel.is_first():
+            (folder,) = self.directory.glob(f"{self._saving}.*tmp*")
+            write_json(folder / _CHECKSUMS, _checksums(folder))
 
     def _put_damaged_aside(self) -> None:
-        for step in _steps(self._directory):
-            path = step.with_name(f"{step.name}.sha256.json")
-            # A run that was killed between commit and checksums has none for its last step.
-            wrong = _wrong_file(step, path) if path.exists() else None
+        for step in sorted(path for path in self.directory.glob("*") if path.name.isdigit() and path.is_dir()):
+            wrong = _wrong_file(step)
             if wrong is not None:
                 aside = step.with_name(f"damaged_{step.name}")
                 print(f"checkpoint {step} is damaged ({wrong} is not what was written): put aside as {aside.name}")
+                shutil.rmtree(aside, ignore_errors=True)
                 os.replace(step, aside)
-                path.unlink()
-
-
-def _steps(directory: Path) -> list[Path]:
-    """The folders of committed steps."""
-    return sorted(path for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
 
 
 def _checksums(step: Path) -> dict[str, str]:
-    files = sorted(path for path in step.rglob("*") if path.is_file())
-    return {str(path.relative_to(step)): _sha256(path) for path in files}
+    files = {str(path.relative_to(step)): path for path in sorted(step.rglob("*")) if path.is_file()}
+    return {name: _sha256(path) for name, path in files.items() if name not in _WRITTEN_LATER}
 
 
 def _sha256(path: Path) -> str:
@@ -124,11 +160,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _wrong_file(step: Path, noted: Path) -> str | None:
+def _wrong_file(step: Path) -> str | None:
     """The name of a file that is missing, new or changed, or None."""
     try:
-        expected = json.loads(noted.read_text())
-    except ValueError:
-        return noted.name
-    found = _checksums(step)
-    return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
+        expected = json.loads((step / _CHECKSUMS).read_text())
+        found = _checksums(step)
+        return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return _CHECKSUMS

@@ -1,11 +1,15 @@
-"""What all commands share: a mistake ends in one line and a non-zero exit, never in a traceback."""
+"""What all commands share: mistakes and interruptions end in one line and a non-zero exit, never in a traceback."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from mlfsic_jax.errors import InputError
@@ -27,10 +31,76 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str) -> Iterator[None]:
-    """Ends the program with one line after a user's mistake, or an interruption, which ``interrupted`` comments."""
+    """Ends the program with one line after a user's mistake, a disk that fails, SIGINT or SIGTERM.
+
+    The exit status is 1, or 128 and the signal's number: 130 after SIGINT, 143 after SIGTERM.
+
+    Args:
+      interrupted: what a user may want to know after an interruption.
+    """
+    with _handled(_interrupt):
+        try:
+            yield
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(f"error: {where}{error.strerror or error}; what was written before is kept: {interrupted}")
+        except KeyboardInterrupt as error:
+            print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+            sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+
+
+@contextlib.contextmanager
+def held_back(note: str) -> Iterator[Callable[[], bool]]:
+    """Within it SIGINT and SIGTERM wait until they suit: what it yields says whether one has come.
+
+    A second one interrupts at once. One that was held back takes place at the end. Outside of the main thread, where
+    signals cannot be handled, nothing is held back.
+
+    Args:
+      note: is printed when a signal comes.
+
+    Raises:
+      KeyboardInterrupt: with the signal's number.
+    """
+    received: list[int] = []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt(number)
+        received.append(number)
+        os.write(2, f"\n{note}\n".encode())  # not print, in whose middle the signal may have come
+
+    with _handled(hold):
+        try:
+            yield lambda: bool(received)
+        except KeyboardInterrupt:
+            if not received:
+                raise
+    if received:
+        raise KeyboardInterrupt(received[0])
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handler``, but for those that are ignored, or that a library has taken, as JAX does on
+    several hosts.
+    """
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) not in (None, signal.SIG_IGN)
+        ]
+    before = [(number, signal.signal(number, handler)) for number in ours]
     try:
         yield
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted: {interrupted}")
+    finally:
+        for number, former in before:
+            signal.signal(number, former)

@@ -16,6 +16,7 @@ from scipy.special import expit
 from mlfsic_jax import parallel, word_ridge
 from mlfsic_jax.baselines import closed_form
 from mlfsic_jax.episodes import sample_episodes, sample_laso_support
+from mlfsic_jax.errors import InputError
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.metrics import METRICS, calibration_error, mean_and_ci95, multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
@@ -277,6 +278,8 @@ def score_episodes(
                     ]
                 by_theta[:, e, start:stop] = by_threshold[i, :, : stop - start]
                 kept[e] = fraction[i]
+    for name, value in (*methods.items(), ("lcm", by_theta.swapaxes(0, 1))):
+        require_finite(name, value)
     return Scores(
         labels=truth,
         methods=methods,
@@ -284,6 +287,24 @@ def score_episodes(
         chance=np.random.default_rng(np.asarray(jax.random.key_data(chance_key))).random(truth.shape),
         kept=kept.mean(axis=0),
     )
+
+
+def require_finite(name: str, scores: np.ndarray) -> None:
+    """Of NaN, metrics would make a number like any other.
+
+    Args:
+      name: of the method.
+      scores: float [E, ...].
+
+    Raises:
+      InputError: one of them is NaN or infinite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(axis=1))
+    if len(wrong):
+        raise InputError(
+            f"the scores of {name} are not finite in {len(wrong)} of {len(scores)} episodes, the first is number "
+            f"{wrong[0]}: were its model and the features made with sane settings?"
+        )
 
 
 def score_peer(
@@ -324,6 +345,7 @@ def score_peer(
         found = scored(trained, peer_keys[e], s, split.labels[support[e]], q, words)
         stop = min(start + chunk, query.shape[1])
         probabilities[e, start:stop] = found[: stop - start]
+    require_finite(name, probabilities)
     return probabilities, truth
 
 

@@ -1,15 +1,20 @@
 """What is computed once per photo and read ever after: local feature maps, or resized photos, memory-mapped on disk.
 
-A cache is a folder with ``values.npy`` (one row per image), ``progress.json`` (rows done, photos skipped) and
-``manifest.json`` (what the values were made from). The folder's name holds a hash of the manifest, so values made from
-other data, weights or transforms are never picked up.
+A cache is a folder with ``values.npy`` (one row per image), ``progress.json`` (rows done and their checksums, photos
+skipped) and ``manifest.json`` (what the values were made from). The folder's name holds a hash of the manifest, so
+values made from other data, weights or transforms are never picked up; rows that are not what was written are made
+again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
+import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +29,7 @@ from mlfsic_jax.files import lock, write_json
 from mlfsic_jax.parallel import read_ahead
 from mlfsic_jax.progress import track
 
+_VALUES = "values.npy"
 _BATCH = 32  # on each device of this process
 _READERS = 4
 _COMMIT_EVERY = 8  # batches between two notes of progress
@@ -33,18 +39,38 @@ class Cache(NamedTuple):
     """Precomputed model inputs of a dataset.
 
     Attributes:
-      values: [I, ...], a read-only memory map: float16 local features [h, w, n], or uint8 photos [S, S, 3].
+      shape: (I, ...) of all rows.
+      dtype: of a row: float16 local features [h, w, n], or uint8 photos [S, S, 3].
       skipped: photo name -> why it could not be read; their rows are zero and no split may use them.
       path: the cache's folder.
     """
 
-    values: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype
     skipped: dict[str, str]
     path: Path
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """``values[rows]``, int [B] -> [B, ...], in memory; of the file nothing stays mapped into it."""
-        return np.load(self.path / "values.npy", mmap_mode="r")[rows]
+        """The rows int [...] as an array [..., *one row].
+
+        Raises:
+          InputError: the file has gone or is cut short, since it was opened.
+        """
+        # Not through a memory map, whose reader is killed (SIGBUS) where a disk has gone.
+        values = np.empty((rows.size, *self.shape[1:]), self.dtype)
+        try:
+            with open(self.path / _VALUES, "rb", buffering=0) as file:
+                first = os.path.getsize(file.fileno()) - math.prod(self.shape) * self.dtype.itemsize
+                for value, row in zip(values, rows.ravel().tolist(), strict=True):
+                    file.seek(first + row * value.nbytes)
+                    if file.readinto(value.data.cast("B")) != value.nbytes:
+                        raise OSError(errno.EIO, "it is cut short")
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.path} cannot be read any more ({error.strerror}): is its disk still there? "
+                "The same command goes on"
+            ) from error
+        return values.reshape(*rows.shape, *self.shape[1:])
 
 
 def open_or_build(
@@ -73,7 +99,7 @@ def open_or_build(
       InputError: the folder cannot be written, or values leave the range of ``dtype``.
     """
     manifest = {
-        "version": 1,
+        "version": 2,
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
         "transform": f"direct resize to {image_size}, bilinear",
@@ -95,7 +121,7 @@ def open_or_build(
         for name, why in progress["skipped"].items():
             print(f"skipped photo {name}: {why}")
         print(f"{len(progress['skipped'])} of {len(dataset.labels)} photos could not be read and are left out")
-    return Cache(np.load(path / "values.npy", mmap_mode="r"), progress["skipped"], path)
+    return Cache(tuple(manifest["shape"]), np.dtype(dtype), progress["skipped"], path)
 
 
 def usable_splits(dataset: ImageDataset, cache: Cache) -> dict[str, Split]:
@@ -114,11 +140,11 @@ def _open(path: Path, manifest: dict) -> dict:
     """The progress of the cache at ``path``, which is started anew unless its files fit the manifest."""
     try:
         progress = json.loads((path / "progress.json").read_text())
-        values = np.load(path / "values.npy", mmap_mode="r")
+        values = np.load(path / _VALUES, mmap_mode="r")
         fits = json.loads((path / "manifest.json").read_text()) == manifest
         if fits and list(values.shape) == manifest["shape"] and values.dtype == manifest["dtype"]:
-            return progress
-    except (OSError, ValueError, EOFError):  # missing, cut short or garbled: build it again
+            return _without_damage(path, values, progress)
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # missing, cut short or garbled: build it again
         pass
     if path.exists():
         print(f"the cache {path} is damaged: building it again")
@@ -129,18 +155,33 @@ def _open(path: Path, manifest: dict) -> dict:
     free = shutil.disk_usage(path).free
     if free < size:
         raise InputError(f"{path} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set config.cache_dir")
-    np.lib.format.open_memmap(path / "values.npy", mode="w+", dtype=manifest["dtype"], shape=shape).flush()
+    np.lib.format.open_memmap(path / _VALUES, mode="w+", dtype=manifest["dtype"], shape=shape).flush()
     write_json(path / "manifest.json", manifest)
-    progress = {"done": 0, "skipped": {}}
+    progress = {"done": 0, "checksums": [], "skipped": {}}
     write_json(path / "progress.json", progress)
     return progress
+
+
+def _without_damage(path: Path, values: np.ndarray, progress: dict) -> dict:
+    """The progress up to the first rows that are not what was written, if there are any."""
+    start = 0
+    for i, (end, checksum) in enumerate(progress["checksums"]):
+        if _checksum(values[start:end]) != checksum:
+            print(f"the cache {path} is damaged from image {start} on: these are computed again")
+            return progress | {"done": start, "checksums": progress["checksums"][:i]}
+        start = end
+    return progress | {"done": start}
+
+
+def _checksum(rows: np.ndarray) -> int:
+    return zlib.crc32(rows.data.cast("B"))
 
 
 def _build(path, dataset, image_size, manifest, progress, compute):
     n_images = len(dataset.labels)
     if progress["done"]:
         print(f"continuing the cache at image {progress['done']} of {n_images}")
-    values = np.load(path / "values.npy", mmap_mode="r+")
+    values = np.load(path / _VALUES, mmap_mode="r+")
 
     def read(i):
         try:
@@ -149,7 +190,7 @@ def _build(path, dataset, image_size, manifest, progress, compute):
             return np.zeros((image_size, image_size, 3), np.uint8), str(error)
 
     what = "resizing photos" if compute is None else f"local features, {manifest['backbone']}"
-    start = progress["done"]
+    start = committed = progress["done"]
     batch = _BATCH * jax.local_device_count()
     photos = np.zeros((batch, image_size, image_size, 3), np.uint8)  # always full: compiled once
     decoded = read_ahead(read, range(start, n_images), readers=_READERS, ahead=2 * batch)
@@ -172,4 +213,6 @@ def _build(path, dataset, image_size, manifest, progress, compute):
         if end == n_images or (end // batch) % _COMMIT_EVERY == 0:
             values.flush()
             progress["done"] = end
+            progress["checksums"].append([end, _checksum(values[committed:end])])
+            committed = end
             write_json(path / "progress.json", progress)

@@ -1,35 +1,52 @@
-"""Writing files so that neither a crash nor a second process leaves half of one."""
+"""Writing files so that neither a crash nor a second process leaves half of one, and none is read that has rotted."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from mlfsic_jax.errors import InputError
+
+_CHECKSUM = "sha256"  # the metadata field of a .safetensors file that holds it
+_AGAIN = "run the command that wrote it again"
+
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, waiting_for: str) -> Iterator[None]:
+def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterator[None]:
     """Lets in one process at a time; the lock goes with the process, however that ends.
 
     Args:
       path: the lock file, made if it is not there.
       waiting_for: what a process that has to wait says.
+      refusal: why a process does not wait, if it should not.
+
+    Raises:
+      InputError: ``refusal``, and which process is in.
     """
     import fcntl  # array_record has no Windows build, so neither has this package
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if refusal:
+                file.seek(0)
+                raise InputError(f"{refusal} ({file.read() or 'another process'} is at work there)") from None
             print(f"waiting for {waiting_for}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
 
 
@@ -48,10 +65,39 @@ def write_tree(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """A .safetensors file, written beside and renamed: a reader never sees half of it."""
+    """A .safetensors file with a checksum inside, written beside and renamed: a reader never sees half of it."""
     from safetensors.numpy import save
 
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    metadata = dict(metadata or {})
     part = path.with_suffix(".part")
     # Not save_file, whose files only their owner may read.
-    part.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+    part.write_bytes(save(arrays, metadata | {_CHECKSUM: _checksum(arrays, metadata)}))
     os.replace(part, path)
+
+
+def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the metadata of a file of ``write_arrays``.
+
+    Raises:
+      InputError: it is missing, damaged, or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is missing, cut short or damaged ({error}): {_AGAIN}") from error
+    if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):
+        raise InputError(f"{path} is damaged (its checksum differs): {_AGAIN}")
+    return arrays, metadata
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()

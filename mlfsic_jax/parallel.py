@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mlfsic_jax.command import held_back
+
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AXIS = "devices"
 EPISODE_AXES = ("episodes", AXIS)  # a training step's: vmapped on each device, and mapped over devices
@@ -60,6 +62,27 @@ def wait_for_all() -> None:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices("wait_for_all")
+
+
+@contextlib.contextmanager
+def stop_requests(note: str) -> Iterator[Callable[[int], bool]]:
+    """SIGTERM, and on a single host SIGINT, wait for the end of a step, the same in every process.
+
+    What it yields is asked after every step, ``asked(step)``; once it is True, save and leave.
+
+    Args:
+      note: is printed when a signal comes.
+
+    Raises:
+      KeyboardInterrupt: at the end, after a signal.
+    """
+    if jax.process_count() == 1:
+        with held_back(note) as received:
+            yield lambda step: received()
+        return
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    yield reached_preemption_sync_point
 
 
 @functools.cache

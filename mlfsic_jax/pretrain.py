@@ -27,8 +27,7 @@ from mlfsic_jax.errors import InputError
 from mlfsic_jax.feature_cache import usable_splits
 from mlfsic_jax.losses import binary_cross_entropy
 from mlfsic_jax.main import parse, run_config
-from mlfsic_jax.progress import track
-from mlfsic_jax.train import MetricsLog, TrainState, claim, create_optimizer, open_workdir
+from mlfsic_jax.train import TrainState, claim, create_optimizer, open_workdir, run_epochs
 
 _HELD_OUT = 10  # every tenth training image chooses the epoch
 _INIT, _HOLD_OUT, _ORDER, _NOISE = range(4)
@@ -109,7 +108,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = ml_collections.ConfigDict(config).unlock()
     config.train_backbone = True
     validate(config)
-    workdir = open_workdir(Path(workdir) / "pretrain")
+    with open_workdir(Path(workdir) / "pretrain") as workdir:
+        return _pretrain(config, workdir)
+
+
+def _pretrain(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     dataset = inputs.load_dataset(config)
     photo_backbone, weights, weights_hash = inputs.load_backbone(config, parallel.AXIS)
     cache = inputs.photo_cache(config, dataset)
@@ -137,44 +140,47 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         batch_stats = {"backbone": weights["batch_stats"]} if "batch_stats" in weights else {}
     state = parallel.copy(TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params)))
     noise_key = parallel.copy(keys[_NOISE])
-    checkpoints = Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap")
-    latest = checkpoints.latest()
-    if latest is not None:
-        state = checkpoints.restore(latest, state)
-        print(f"pretraining: continuing at epoch {latest // per_epoch} of {epochs}", flush=True)
-    log = MetricsLog(workdir / "metrics.jsonl", {"stage": "pretrain"}, after_step=latest or 0)
 
     def read(rows):
         return (cache.read(images[rows]),)
 
-    remaining = range((latest or 0) // per_epoch, epochs)
-    for epoch in track(remaining, total=len(remaining), description="pretraining the backbone", unit="epochs"):
+    def order_of(epoch: int) -> np.ndarray:
         order = np.asarray(jax.random.permutation(jax.random.fold_in(keys[_ORDER], epoch), seen))
-        losses = []
-        for batch in np.split(order[: per_epoch * batch_size], per_epoch):
-            mine = batch[parallel.share(batch_size)]
-            photos = cache.read(images[mine])
-            state, loss = pretrain_step(state, noise_key, photos, labels[mine], model=model, optimizer=optimizer)
-            losses.append(loss)
+        return order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+
+    def batches(epoch: int, first: int):
+        mine = order_of(epoch)[first:, parallel.share(batch_size)]
+        return parallel.read_ahead(lambda rows: (*read(rows), labels[rows]), mine)
+
+    def photos_of(epoch: int, number: int) -> str:
+        return "its photos: " + ", ".join(str(dataset.image_names[i]) for i in images[order_of(epoch)[number]])
+
+    def on_held_out(state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
         (scores,) = evaluate.map_batches(_probabilities, model, held_out, read, state.variables())
-        metrics = {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * per_epoch,
-            "loss": float(np.mean(jax.device_get(losses))),
-            "held_out_macro_ap": evaluate.macro_ap(scores[None], labels[held_out][None]),
-        }
-        log.write(metrics)
-        checkpoints.save(metrics["step"], state, metrics)
-    checkpoints.wait()
-    best = checkpoints.best()
-    variables = checkpoints.restore(best, state).variables()
-    best_ap = checkpoints.metrics(best)["held_out_macro_ap"]
-    checkpoints.close()
+        held_out_ap = evaluate.macro_ap(scores[None], labels[held_out][None])
+        return {"loss": float(losses.mean()), "held_out_macro_ap": held_out_ap}
+
+    best, state = run_epochs(
+        state,
+        Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap"),
+        workdir / "metrics.jsonl",
+        name="backbone",
+        labels={"stage": "pretrain"},
+        epochs=epochs,
+        per_epoch=per_epoch,
+        validate_every=1,
+        batches=batches,
+        step=lambda state, batch: pretrain_step(state, noise_key, *batch, model=model, optimizer=optimizer),
+        validate=on_held_out,
+        drawn_with=photos_of,
+    )
+    variables = state.variables()
     path = workdir / "backbone.safetensors"
     network = {collection: tree["backbone"]["network"] for collection, tree in variables.items() if tree}
     if parallel.is_first():
         save_weights(path, network, photo_backbone.network)
-    print(f"best at epoch {best // per_epoch}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
+    best_ap = best["held_out_macro_ap"]
+    print(f"best at epoch {best['epoch']}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
     print(f"written to {path}; train on from it with --config.backbone_weights={path}")
     return path
 

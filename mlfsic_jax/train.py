@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
+import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +21,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from mlfsic_jax import evaluate, inputs, parallel, word_ridge
+from mlfsic_jax import __version__, evaluate, inputs, parallel, word_ridge
 from mlfsic_jax.checkpoint import Checkpoints
 from mlfsic_jax.config import default, validate
+from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import write_arrays, write_json, write_tree
+from mlfsic_jax.files import lock, write_arrays, write_json, write_tree
 from mlfsic_jax.metrics import multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.progress import track
@@ -185,11 +191,15 @@ def ridge_options(config: ml_collections.ConfigDict) -> evaluate.RidgeOptions:
 def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
     """Trains the model for one shot count, or goes on where its last checkpoint stands.
 
-    Writes a line to ``metrics.jsonl`` and a checkpoint at each validation. All randomness is a function of the seed and
-    the step, so a run that was interrupted ends with the numbers of one that was not.
+    All randomness is a function of the seed and the step, so a run that was interrupted ends with the numbers of one
+    that was not.
 
     Returns:
       The variables of the checkpoint that was best on validation.
+
+    Raises:
+      InputError: see ``run_epochs``.
+      KeyboardInterrupt: likewise.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), n_shot)
     keys = [jax.random.fold_in(key, i) for i in range(6)]
@@ -206,14 +216,7 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
     optimizer, schedule = create_optimizer(config.train.learning_rate, *steps, config.train.schedule)
     state = parallel.copy(create_train_state(keys[_INIT], run.model, split, optimizer, run.pretrained))
     noise_key = parallel.copy(keys[_NOISE])
-    checkpoints = Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap")
-    latest = checkpoints.latest()
-    if latest is not None:
-        state = checkpoints.restore(latest, state)
-        print(f"{n_shot}-shot: continuing at epoch {latest // per_epoch} of {config.train.epochs}", flush=True)
-    log = MetricsLog(workdir / "metrics.jsonl", {"n_shot": n_shot}, after_step=latest or 0)
-
-    step = functools.partial(
+    one_step = functools.partial(
         train_step,
         model=run.model,
         optimizer=optimizer,
@@ -222,9 +225,8 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
         threshold=config.lcm.training_threshold,
         shared=shared,
     )
-    epochs = range((latest or 0) // per_epoch, config.train.epochs)
-    losses = []
-    for epoch in track(epochs, total=len(epochs), description=f"training, {n_shot}-shot", unit="epochs"):
+
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
         episodes = sample_episodes(
             jax.random.fold_in(keys[_EPISODES], epoch),
             split.labels,
@@ -232,14 +234,10 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
             n_shot=n_shot,
             n_query=config.train.n_query,
         )
-        supports, queries = (np.asarray(x).reshape(per_epoch, per_step, -1)[:, mine] for x in episodes)
-        for batch in parallel.read_ahead(lambda rows: read_batch(split, *rows), zip(supports, queries, strict=True)):
-            state, loss = step(state, noise_key, batch, split.word_vectors)
-            losses.append(loss)
-            jax.block_until_ready(losses[-2:][0])  # two steps under way at most: each holds its photos or features
-        done = epoch + 1
-        if done % config.train.validate_every and done < config.train.epochs:
-            continue
+        supports, queries = (np.asarray(x).reshape(per_epoch, per_step, -1)[first:, mine] for x in episodes)
+        return parallel.read_ahead(lambda rows: read_batch(split, *rows), zip(supports, queries, strict=True))
+
+    def on_validation(state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
         validation = evaluate.score_episodes(
             run.model,
             state.variables(),
@@ -249,26 +247,153 @@ def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, wo
             n_shot=n_shot,
             n_query=config.eval.n_query,
         )
-        cm, query_loss = np.mean(jax.device_get(losses), axis=0).tolist()
-        losses = []
-        metrics = {
-            "epoch": done,
-            "step": done * per_epoch,
-            "learning_rate": float(schedule(done * per_epoch)),
+        cm, query_loss = losses.mean(axis=0).tolist()
+        return {
+            "learning_rate": float(schedule(done)),
             "cm_loss": cm,
             "query_loss": query_loss,
             "validation_macro_ap": evaluate.macro_ap(validation.methods["base"], validation.labels),
         }
-        log.write(metrics)
-        checkpoints.save(done * per_epoch, state, metrics)
+
+    def drawn_with(epoch: int, step: int) -> str:
+        epoch_key = jax.random.fold_in(keys[_EPISODES], epoch)
+        episodes = range(step * per_step, (step + 1) * per_step)
+        data = [jax.random.key_data(jax.random.fold_in(epoch_key, i)).tolist() for i in episodes]
+        return f"sample_episode with jax.random.wrap_key_data(jax.numpy.uint32({data})) draws its episodes"
+
+    best, state = run_epochs(
+        state,
+        Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap"),
+        workdir / "metrics.jsonl",
+        name=f"{n_shot}-shot",
+        labels={"n_shot": n_shot},
+        epochs=config.train.epochs,
+        per_epoch=per_epoch,
+        validate_every=config.train.validate_every,
+        batches=batches,
+        step=lambda state, batch: one_step(state, noise_key, batch, split.word_vectors),
+        validate=on_validation,
+        drawn_with=drawn_with,
+    )
+    best_ap = best["validation_macro_ap"]
+    print(f"{n_shot}-shot: best on validation at epoch {best['epoch']}, Ma-AP {100 * best_ap:.1f} %")
+    return state.variables()
+
+
+def run_epochs(
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log_file: Path,
+    *,
+    name: str,
+    labels: dict,
+    epochs: int,
+    per_epoch: int,
+    validate_every: int,
+    batches: Callable[[int, int], Iterator],
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    validate: Callable[[TrainState, int, np.ndarray], dict[str, float]],
+    drawn_with: Callable[[int, int], str],
+) -> tuple[dict, TrainState]:
+    """Steps and validations from where the last checkpoint stands to the last epoch.
+
+    Each validation writes a line to ``log_file`` and a checkpoint. SIGTERM or SIGINT writes a checkpoint after the step
+    under way.
+
+    Args:
+      state: fresh, on every device.
+      checkpoints: are closed at the end.
+      log_file: see ``MetricsLog``.
+      name: what is trained, for messages.
+      labels: tell this training's lines in ``log_file`` from others'.
+      epochs: how many.
+      per_epoch: steps.
+      validate_every: epochs; the last one is validated anyway.
+      batches: ``(epoch, first) -> the epoch's batches from number first on``.
+      step: ``(state, batch) -> (state, losses)``; losses are scalars, or a tuple of them.
+      validate: ``(state, steps done, losses [steps since the last validation, ...]) -> metrics``.
+      drawn_with: ``(epoch, number in it) -> how to draw the data of that step again``.
+
+    Returns:
+      (the metrics of the step that is best by the metric of ``checkpoints``, its state).
+
+    Raises:
+      InputError: a loss or a parameter is not finite, or a checkpoint cannot be written.
+      KeyboardInterrupt: a signal came.
+    """
+    latest = checkpoints.latest()
+    done, losses = 0, []
+    if latest is not None:
+        state, done = checkpoints.restore(latest, state), latest
+        losses = checkpoints.metrics(latest).get("losses", [])  # of a checkpoint between two validations
+        at = "" if done % per_epoch == 0 else f", step {done % per_epoch} of {per_epoch}"
+        print(f"{name}: continuing at epoch {done // per_epoch} of {epochs}{at}", flush=True)
+    log = MetricsLog(log_file, labels, after_step=done)
+
+    def require_finite(values: list, first: int) -> None:
+        """``values`` are the losses of the steps from ``first`` on, counted from 0."""
+        for number, value in enumerate(jax.device_get(values), first):
+            if not np.isfinite(value).all():
+                epoch, in_epoch = divmod(number, per_epoch)
+                shown = ", ".join(map(str, np.ravel(value)))
+                fail(f"the loss of step {number + 1} is {shown} (epoch {epoch + 1}; {drawn_with(epoch, in_epoch)})")
+
+    def fail(what: str) -> NoReturn:
+        checkpoints.wait()
+        good = checkpoints.latest()
+        kept = "no checkpoint was written yet" if good is None else f"the last good checkpoint is that of step {good}"
+        checkpoints.close()
+        raise InputError(
+            f"{name}: {what}; {kept} in {checkpoints.directory}. "
+            "Lower the learning rate or look at these photos, and start in another workdir"
+        )
+
+    def require_all_finite() -> None:
+        require_finite(losses, done - len(losses))
+        if not _all_finite(state):
+            fail(f"the parameters after step {done} are not finite")
+
+    remaining = range(done // per_epoch, epochs)
+    with parallel.stop_requests(f"stopping: writing a checkpoint after this step of {name} training") as asked_to_stop:
+        for epoch in track(remaining, total=len(remaining), description=f"training, {name}", unit="epochs"):
+            last = epoch + 1 == epochs or (epoch + 1) % validate_every == 0  # before a validation
+            stopping = False
+            for batch in batches(epoch, done % per_epoch):
+                state, loss = step(state, batch)
+                losses.append(loss)
+                done += 1
+                # Two steps under way at most: each holds its photos or features.
+                require_finite(losses[-2:][:1], done - len(losses[-2:]))
+                stopping = asked_to_stop(done)
+                if stopping and not (last and done % per_epoch == 0):
+                    require_all_finite()
+                    checkpoints.save(done, state, {"losses": jax.tree.map(float, jax.device_get(losses))})
+                    checkpoints.close()
+                    raise KeyboardInterrupt(signal.SIGTERM)
+            if not last:
+                continue
+            require_all_finite()
+            of_steps = np.asarray(jax.device_get(losses), np.float32)  # those of a checkpoint are Python's floats
+            metrics = {"epoch": epoch + 1, "step": done, **validate(state, done, of_steps)}
+            losses = []
+            log.write(metrics)
+            checkpoints.save(done, state, metrics)
+            if stopping:
+                checkpoints.close()
+                raise KeyboardInterrupt(signal.SIGTERM)
     checkpoints.wait()
     best = checkpoints.best()
-    if best != config.train.epochs * per_epoch:
+    if best != done:
         state = checkpoints.restore(best, state)
-    best_ap = checkpoints.metrics(best)["validation_macro_ap"]
-    print(f"{n_shot}-shot: best on validation at epoch {best // per_epoch}, Ma-AP {100 * best_ap:.1f} %")
+    metrics = checkpoints.metrics(best)
     checkpoints.close()
-    return state.variables()
+    return metrics, state
+
+
+@jax.jit
+def _all_finite(state: TrainState) -> jax.Array:
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    return jnp.array([jnp.isfinite(x).all() for x in leaves]).all()
 
 
 def restore_best(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
@@ -377,32 +502,46 @@ def train_and_evaluate(
     """
     start = time.monotonic()
     validate(config)
-    workdir = open_workdir(workdir)
     out = Path(results_in or workdir)
-    out.mkdir(parents=True, exist_ok=True)
     config = config.copy_and_resolve_references()
     config.train.episodes_per_step = config.train.episodes_per_step or jax.device_count()
-    run = inputs.load(config)
-    fields = config.to_dict()
-    settings = {name: fields[name] for name in ("train_backbone", "model", "train")}
-    settings["lcm"] = fields["lcm"] if config.lcm.during_training else None
-    claim(workdir, config, settings | {"inputs": run.identity})
-    _check_feasible(config, run)
-    results = []
-    for n_shot in config.shots:
-        variables = train(config, run, n_shot, workdir)
-        print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
-        fitted = evaluate.fit_ridge(run.model, variables, run.base, ridge_options(config))
-        entry, values = evaluate_run(config, run, n_shot, variables, fitted)
-        results.append(entry)
-        if parallel.is_first():
-            if results_in is None:
-                save_for_prediction(workdir, run, n_shot, variables, fitted)
-            write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
-            write_json(out / "results.json", results)
+    with open_workdir(workdir) as workdir:
+        out.mkdir(parents=True, exist_ok=True)
+        run = inputs.load(config)
+        fields = config.to_dict()
+        settings = {name: fields[name] for name in ("train_backbone", "model", "train")}
+        settings["lcm"] = fields["lcm"] if config.lcm.during_training else None
+        claim(workdir, config, settings | {"inputs": run.identity})
+        _check_feasible(config, run)
+        results = []
+        for n_shot in config.shots:
+            variables = train(config, run, n_shot, workdir)
+            print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
+            fitted = evaluate.fit_ridge(run.model, variables, run.base, ridge_options(config))
+            entry, values = evaluate_run(config, run, n_shot, variables, fitted)
+            results.append(entry | {"provenance": provenance(run)})
+            if parallel.is_first():
+                if results_in is None:
+                    save_for_prediction(workdir, run, n_shot, variables, fitted)
+                write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
+                write_json(out / "results.json", results)
     print(evaluate.results_table(results))
     print(f"written to {out / 'results.json'} after {time.monotonic() - start:.0f} s")
     return results
+
+
+def provenance(run: inputs.Inputs) -> dict:
+    """What results come from besides the config: code, packages, devices, and hashes of data, weights and words."""
+    package = Path(__file__).parent
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow")
+    return {
+        "mlfsic_jax": {"version": __version__, "sha256": digest(sources)},
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in names},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes",
+        "inputs": run.identity,
+    }
 
 
 def episodes_file(workdir: Path, n_shot: int) -> Path:
@@ -424,19 +563,24 @@ def save_for_prediction(
     write_arrays(workdir / "label_vectors.safetensors", vectors, {"splits": json.dumps(splits)})
 
 
-def open_workdir(workdir: str | Path) -> Path:
-    """Makes sure, before anything is computed, that results can be written.
+@contextlib.contextmanager
+def open_workdir(workdir: str | Path) -> Iterator[Path]:
+    """Makes sure, before anything is computed, that results can be written, and that no other run writes there.
 
     Raises:
-      InputError: they cannot.
+      InputError: they cannot, or one does.
     """
     workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "metrics.jsonl").touch()
-    except OSError as error:
-        raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
-    return workdir
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "metrics.jsonl").touch()
+            if parallel.is_first():
+                refusal = f"another run has the workdir {workdir}: wait for its end, or choose another workdir"
+                stack.enter_context(lock(workdir / ".lock", refusal=refusal))
+        except OSError as error:
+            raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
+        yield workdir
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> None:

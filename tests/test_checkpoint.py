@@ -1,13 +1,18 @@
 """A checkpoint is what was written, or it is not used."""
 
+import errno
+import hashlib
+import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlfsic_jax import files, parallel
+from mlfsic_jax import checkpoint, parallel
 from mlfsic_jax.checkpoint import Checkpoints
+from mlfsic_jax.errors import InputError
 
 
 def state(step):
@@ -56,7 +61,12 @@ def cut_short(path):
 
 
 def test_the_two_newest_and_the_best_are_kept_with_their_checksums(folder, capsys):
-    assert {path.name for path in folder.iterdir()} == {*"234", "2.sha256.json", "3.sha256.json", "4.sha256.json"}
+    assert {path.name for path in folder.iterdir()} == {*"234"}
+    for step in "234":
+        noted = json.loads((folder / step / "sha256.json").read_text())
+        assert len(noted) > 5
+        for name, digest in noted.items():
+            assert hashlib.sha256((folder / step / name).read_bytes()).hexdigest() == digest
     assert restored(folder) == (4, 2)
     assert capsys.readouterr().out == ""
 
@@ -71,21 +81,16 @@ def test_a_damaged_step_is_reported_and_the_next_best_is_used(folder, capsys, da
         f"checkpoint {folder / str(step)} is damaged ({path.relative_to(folder / str(step))} is not what was written)"
     )
     assert capsys.readouterr().out.startswith(line)
-    assert (folder / f"damaged_{step}").is_dir() and not (folder / f"{step}.sha256.json").exists()
+    assert (folder / f"damaged_{step}").is_dir() and not (folder / f"{step}").exists()
     assert restored(folder) == left
     assert capsys.readouterr().out == ""  # told once
 
 
-def test_damaged_checksums_condemn_their_step(folder, capsys):
-    (folder / "4.sha256.json").write_text("{")
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink])
+def test_a_step_without_its_checksums_is_not_trusted(folder, capsys, damage):
+    damage(folder / "4" / "sha256.json")
     assert restored(folder) == (3, 2)
-    assert "4.sha256.json is not what was written" in capsys.readouterr().out
-
-
-def test_a_step_whose_run_was_killed_before_its_checksums_is_used(folder):
-    (folder / "4.sha256.json").unlink()
-    assert restored(folder) == (4, 2)
-    assert (folder / "4.sha256.json").exists()
+    assert "sha256.json is not what was written" in capsys.readouterr().out
 
 
 def test_training_goes_on_after_a_damaged_step(folder):
@@ -97,10 +102,27 @@ def test_training_goes_on_after_a_damaged_step(folder):
     assert restored(folder) == (4, 4)
 
 
-def test_checksums_are_written_whole_or_not_at_all(folder, monkeypatch):
-    (folder / "4.sha256.json").unlink()
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_a_step_is_committed_with_its_checksums_or_not_at_all(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     checkpoints = Checkpoints(folder, metric="ap")
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(InputError, match=r"step 5 cannot be written to .*No space left on device.*goes on from"):
+        checkpoints.save(5, parallel.copy(state(5)), {"ap": 0.95})
         checkpoints.wait()
-    assert not (folder / "4.sha256.json").exists()
+    monkeypatch.undo()
+    assert not (folder / "5").exists()
+    assert restored(folder) == (4, 2)
+
+
+def test_a_step_between_validations_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", metric="ap")
+    checkpoints.save(1, parallel.copy(state(1)), {"losses": [0.5, 0.25]})
+    checkpoints.wait()
+    assert (checkpoints.latest(), checkpoints.best()) == (1, None)
+    assert checkpoints.metrics(1) == {"losses": [0.5, 0.25]}
+    checkpoints.save(2, parallel.copy(state(2)), {"ap": 0.0})
+    checkpoints.save(3, parallel.copy(state(3)), {"losses": [0.5]})
+    checkpoints.close()
+    assert restored(tmp_path / "run") == (3, 2)

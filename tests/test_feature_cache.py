@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from mlfsic_jax.data.dataset import ImageDataset, Split
 from mlfsic_jax.errors import InputError
 
 N, SIZE = 70, 8
+ALL = np.arange(N)
 
 
 def photo(i):
@@ -51,8 +53,9 @@ def build(path, dataset=None, compute=None, **made_from):
 def test_values_are_computed_once_and_then_read(tmp_path):
     cache, calls = build(tmp_path)
     # Halves of whole numbers below 70 are exact in half precision.
-    np.testing.assert_array_equal(cache.values, np.arange(N)[:, None].repeat(3, 1) / 2)
-    assert cache.values.dtype == np.float16 and isinstance(cache.values, np.memmap)
+    np.testing.assert_array_equal(cache.read(ALL), np.arange(N)[:, None].repeat(3, 1) / 2)
+    assert cache.read(ALL).dtype == np.float16
+    np.testing.assert_array_equal(cache.read(np.array([[69, 3], [3, 0]]))[..., 1] * 2, [[69, 3], [3, 0]])
     assert calls == [32, 32, 32]  # always full batches: one compiled program
     again, calls = build(tmp_path)
     assert calls == [] and again.path == cache.path
@@ -80,7 +83,7 @@ def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
         build(tmp_path, compute=fails_late)
     cache, calls = build(tmp_path)
     assert len(calls) == 2  # the first batch is not computed again
-    np.testing.assert_array_equal(cache.values, np.arange(N)[:, None].repeat(3, 1) / 2)
+    np.testing.assert_array_equal(cache.read(ALL), np.arange(N)[:, None].repeat(3, 1) / 2)
 
 
 @pytest.mark.parametrize("file", ["values.npy", "progress.json", "manifest.json"])
@@ -89,7 +92,27 @@ def test_a_damaged_cache_is_built_again(tmp_path, capsys, file):
     (path / file).write_bytes((path / file).read_bytes()[:20])
     cache, calls = build(tmp_path)
     assert len(calls) == 3 and "damaged" in capsys.readouterr().out
-    np.testing.assert_array_equal(cache.values[:, 0], np.arange(N) / 2)
+    np.testing.assert_array_equal(cache.read(ALL)[:, 0], np.arange(N) / 2)
+
+
+def test_rows_that_rotted_are_computed_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 1)
+    path = build(tmp_path)[0].path / "values.npy"
+    content = bytearray(path.read_bytes())
+    content[-(N - 40) * 3 * 2] ^= 1  # one bit of image 40, in the second of three batches
+    path.write_bytes(content)
+    cache, calls = build(tmp_path)
+    assert len(calls) == 2 and "is damaged from image 32 on" in capsys.readouterr().out
+    np.testing.assert_array_equal(cache.read(ALL), np.arange(N)[:, None].repeat(3, 1) / 2)
+    assert build(tmp_path)[1] == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("disaster", [lambda path: path.unlink(), lambda path: os.truncate(path, 200)])
+def test_a_disk_that_goes_during_a_run_is_told_in_one_line(tmp_path, disaster):
+    cache, _ = build(tmp_path)
+    disaster(cache.path / "values.npy")
+    with pytest.raises(InputError, match=r"the cache .* cannot be read any more \(.*\): is its disk still there"):
+        cache.read(ALL)
 
 
 def test_a_manifest_that_was_changed_by_hand_is_not_trusted(tmp_path):
@@ -110,7 +133,7 @@ def test_unreadable_photos_are_named_and_left_out(tmp_path, capsys):
         cache, _ = build(tmp_path, dataset)
         out = capsys.readouterr().out
         assert "photo-03 is cut short" in out and "2 of 70 photos" in out
-    assert set(cache.skipped) == {"photo-03", "photo-69"} and not cache.values[3].any()
+    assert set(cache.skipped) == {"photo-03", "photo-69"} and not cache.read(np.array([3])).any()
     split = feature_cache.usable_splits(dataset, cache)["train"]
     assert set(range(N)) - set(split.images.tolist()) == {3, 69}
 
@@ -124,7 +147,7 @@ def test_photos_are_kept_as_they_are_without_a_backbone(tmp_path):
         dtype="uint8",
         made_from={"backbone": "photos"},
     )
-    np.testing.assert_array_equal(cache.values[5], photo(5))
+    np.testing.assert_array_equal(cache.read(np.array([5]))[0], photo(5))
 
 
 def test_features_beyond_half_precision_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import numpy as np
 import optax
 import pytest
 
+import mlfsic_jax
 from configs import demo, voc
 from mlfsic_jax import config as defaults
-from mlfsic_jax import train
+from mlfsic_jax import inputs, train
+from mlfsic_jax.episodes import sample_episode
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.evaluate import METHODS, SplitView
 from mlfsic_jax.metrics import METRICS
@@ -134,6 +137,100 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(undisturbed, monkey
     assert log == (folder / "run" / "metrics.jsonl").read_text()  # no line twice, none lost
 
 
+@pytest.mark.parametrize(("at_step", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (3, signal.SIGINT)])
+def test_a_signal_writes_a_checkpoint_after_the_step_and_the_run_goes_on(
+    undisturbed, monkeypatch, capsys, at_step, number
+):
+    folder, _ = undisturbed
+    workdir = folder / f"asked_{at_step}"
+    config = tiny(folder)
+    steps = []
+    with monkeypatch.context() as patch:
+        step = train.train_step
+
+        def asked(*args, **options):
+            steps.append(1)
+            if len(steps) == at_step:
+                os.kill(os.getpid(), number)
+            return step(*args, **options)
+
+        patch.setattr(train, "train_step", asked)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            train.train_and_evaluate(config, workdir)
+        assert interrupt.value.args == (number,)
+        assert len(steps) == at_step and (workdir / "checkpoints_1shot" / str(at_step) / "sha256.json").exists()
+        train.train_and_evaluate(config, workdir)
+        assert len(steps) == 8  # none twice
+    assert f"continuing at epoch {at_step // 2} of 4" + ", step 1 of 2" * (at_step % 2) in capsys.readouterr().out
+    for file in ("results.json", "metrics.jsonl", "episodes_1shot.safetensors"):
+        there, here = ((folder / run / file).read_bytes() for run in ("run", workdir.name))
+        assert there == here, file
+
+
+def test_two_runs_in_one_workdir_are_refused(undisturbed):
+    folder, _ = undisturbed
+    with (
+        train.open_workdir(folder / "run"),
+        pytest.raises(InputError, match=rf"another run has the workdir .*run: .*choose another.*{os.getpid()}"),
+    ):
+        train.train_and_evaluate(tiny(folder), folder / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(undisturbed, monkeypatch):
+    folder, _ = undisturbed
+    workdir = folder / "not_finite"
+    drawn = []
+    read, step = train.read_batch, train.train_step
+
+    def noted(split, support, query):
+        drawn.append((support, query))
+        return read(split, support, query)
+
+    def poisoned(state, *args, **options):
+        state, (cm, query_loss) = step(state, *args, **options)
+        return state, (cm, jnp.where(state.step == 5, jnp.nan, query_loss))
+
+    monkeypatch.setattr(train, "read_batch", noted)
+    monkeypatch.setattr(train, "train_step", poisoned)
+    with pytest.raises(InputError) as error:
+        train.train_and_evaluate(tiny(folder), workdir)
+    message = str(error.value)
+    assert re.match(r"1-shot: the loss of step 5 is \d+\.\d+, nan \(epoch 3; ", message), message
+    assert f"the last good checkpoint is that of step 4 in {workdir / 'checkpoints_1shot'}" in message
+    # What the message says draws the very episode.
+    ((data,),) = [json.loads(found) for found in re.findall(r"uint32\((\[.*?\])\)", message)]
+    labels = inputs.load(tiny(folder)).splits["train"].labels
+    episode = sample_episode(jax.random.wrap_key_data(jnp.uint32(data)), labels, n_shot=1, n_query=1)
+    np.testing.assert_array_equal(episode.support, drawn[4][0][0])
+    np.testing.assert_array_equal(episode.query, drawn[4][1][0])
+
+
+def test_parameters_that_are_not_finite_are_never_saved(undisturbed, monkeypatch):
+    folder, _ = undisturbed
+    workdir = folder / "parameters"
+    step = train.train_step
+
+    def poisoned(state, *args, **options):
+        state, losses = step(state, *args, **options)
+        spoilt = jax.tree.map(lambda x: jnp.where(state.step == 4, jnp.inf, x), state.params)
+        return state._replace(params=spoilt), losses
+
+    monkeypatch.setattr(train, "train_step", poisoned)
+    with pytest.raises(InputError, match=r"the parameters after step 4 are not finite; the last good .* of step 2 in"):
+        train.train_and_evaluate(tiny(folder), workdir)
+    assert [path.name for path in (workdir / "checkpoints_1shot").iterdir()] == ["2"]
+
+
+def test_results_say_where_they_come_from(undisturbed):
+    folder, results = undisturbed
+    (provenance,) = [entry["provenance"] for entry in results]
+    trained_with = json.loads((folder / "run" / "trained_with.json").read_text())
+    assert provenance["inputs"] == trained_with["inputs"] and len(provenance["inputs"]["dataset"]) >= 12
+    assert provenance["packages"]["jax"] == jax.__version__
+    assert provenance["mlfsic_jax"]["version"] == mlfsic_jax.__version__
+    assert re.fullmatch("[0-9a-f]{64}", provenance["mlfsic_jax"]["sha256"])
+
+
 def test_a_killed_program_goes_on(undisturbed):
     folder, results = undisturbed
     workdir = folder / "killed"
@@ -157,8 +254,11 @@ def test_a_killed_program_goes_on(undisturbed):
 def test_a_finished_run_is_not_trained_again(undisturbed, monkeypatch):
     folder, results = undisturbed
     monkeypatch.setattr(train, "train_step", lambda *args, **options: pytest.fail("trained again"))
+    files = ("results.json", "episodes_1shot.safetensors", "model_1shot.safetensors")
+    before = [(folder / "run" / file).read_bytes() for file in files]
     again = train.train_and_evaluate(tiny(folder), folder / "run")
     assert without_paths(again) == without_paths(results)
+    assert [(folder / "run" / file).read_bytes() for file in files] == before
 
 
 def test_a_workdir_of_another_run_is_refused(undisturbed):
