@@ -20,7 +20,7 @@ from mlfsic_jax import parallel
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import write_json
 
-_CHECKSUMS = "sha256.json"
+_CHECKSUMS, _TO_DELETE = "sha256.json", "to_delete"
 _WRITTEN_LATER = (_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # by Orbax, at the commit
 
 
@@ -58,6 +58,7 @@ class Checkpoints:
                 preservation_policy=policy,
                 best_fn=value,
                 best_mode="max",
+                todelete_subdir=_TO_DELETE,  # by a rename: a step that is half deleted would look damaged
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
             ),
         )
@@ -115,6 +116,8 @@ class Checkpoints:
         """
         with self._clear_errors():
             self._manager.wait_until_finished()
+        if parallel.is_first():
+            shutil.rmtree(self.directory / _TO_DELETE, ignore_errors=True)
 
     def close(self) -> None:
         """Waits, then frees the manager."""

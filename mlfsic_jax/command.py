@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
 from mlfsic_jax.errors import InputError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,15 +32,16 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def one_line_errors(interrupted: str) -> Iterator[None]:
+def one_line_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Ends the program with one line after a user's mistake, a disk that fails, SIGINT or SIGTERM.
 
     The exit status is 1, or 128 and the signal's number: 130 after SIGINT, 143 after SIGTERM.
 
     Args:
       interrupted: what a user may want to know after an interruption.
+      signals: those of the two that nobody else has taken, as JAX takes SIGTERM on several hosts.
     """
-    with _handled(_interrupt):
+    with _handled(_interrupt, signals):
         try:
             yield
         except InputError as error:
@@ -72,7 +75,7 @@ def held_back(note: str) -> Iterator[Callable[[], bool]]:
         received.append(number)
         os.write(2, f"\n{note}\n".encode())  # not print, in whose middle the signal may have come
 
-    with _handled(hold):
+    with _handled(hold, SIGNALS):
         try:
             yield lambda: bool(received)
         except KeyboardInterrupt:
@@ -87,17 +90,10 @@ def _interrupt(number: int, _: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to ``handler``, but for those that are ignored, or that a library has taken, as JAX does on
-    several hosts.
-    """
-    ours = []
-    if threading.current_thread() is threading.main_thread():
-        ours = [
-            number
-            for number in (signal.SIGINT, signal.SIGTERM)
-            if signal.getsignal(number) not in (None, signal.SIG_IGN)
-        ]
+def _handled(handler: Callable[[int, FrameType | None], None], signals: Sequence[int]) -> Iterator[None]:
+    """Signals go to ``handler``, but for those that are ignored; in other threads than the main one none does."""
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in signals if in_main and signal.getsignal(number) is not signal.SIG_IGN]
     before = [(number, signal.signal(number, handler)) for number in ours]
     try:
         yield

@@ -43,7 +43,7 @@ def run_config(command: Callable[[ConfigDict], object]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
     parallel.start()
     go_on = f"the same command goes on from the last checkpoint in {config.workdir}"
-    with one_line_errors(go_on), parallel.one_voice():
+    with one_line_errors(go_on, parallel.signals()), parallel.one_voice():
         command(config)
 
 

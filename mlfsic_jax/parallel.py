@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mlfsic_jax.command import held_back
+from mlfsic_jax.command import SIGNALS, held_back
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AXIS = "devices"
@@ -62,6 +63,11 @@ def wait_for_all() -> None:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices("wait_for_all")
+
+
+def signals() -> tuple[int, ...]:
+    """The signals that interrupt this process at once; of several processes' SIGTERM JAX tells all of them."""
+    return SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
 
 
 @contextlib.contextmanager

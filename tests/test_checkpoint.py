@@ -116,6 +116,16 @@ def test_a_step_is_committed_with_its_checksums_or_not_at_all(folder, monkeypatc
     assert restored(folder) == (4, 2)
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, metric="ap")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with pytest.raises(InputError, match="step 5 cannot be written to .*needs 1 MB and the disk has 0 MB"):
+        checkpoints.save(5, parallel.copy(state(5)), {"ap": 0.95})
+    checkpoints.close()
+    assert {path.name for path in folder.iterdir()} == {*"234"}
+    assert restored(folder) == (4, 2)
+
+
 def test_a_step_between_validations_is_never_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run", metric="ap")
     checkpoints.save(1, parallel.copy(state(1)), {"losses": [0.5, 0.25]})

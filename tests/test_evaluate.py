@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlfsic_jax import evaluate, lcm_select, multilabel_metrics, word_ridge
 from mlfsic_jax.episodes import sample_episodes, sample_laso_support
+from mlfsic_jax.errors import InputError
 from mlfsic_jax.lcm import loss_change, select_positions
 from mlfsic_jax.models import BaseModel, LCMOptions
 
@@ -290,3 +291,13 @@ def test_peers_get_the_features_of_a_trained_backbone(setting):
     rows = np.array([5, 149, 5])
     np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
     assert view.labels is split.labels
+
+
+def test_scores_that_are_not_finite_are_refused(setting):
+    evaluate.require_finite("lcm", np.zeros((3, 2)))
+    with pytest.raises(InputError, match=r"scores of lcm are not finite in 2 of 3 episodes, the first is number 1"):
+        evaluate.require_finite("lcm", np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, -np.inf]]))
+    model, variables, *rest = setting
+    spoilt = jax.tree.map(lambda x: x * jnp.nan, variables)
+    with pytest.raises(InputError, match=r"scores of \w+ are not finite in 5 of 5 episodes"):
+        scores_of((model, spoilt, *rest))

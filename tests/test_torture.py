@@ -1,0 +1,124 @@
+"""The real program, killed at random moments and gone on with, ends with the bytes of one that was left in peace.
+
+CI runs short versions of these tests; ``bash launch/torture.sh`` runs the long ones, by the environment variables
+MLFSIC_KILLS (how many in a row) and MLFSIC_SOAK (training episodes).
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 3), ("MLFSIC_SOAK", 200)))
+REPOSITORY = Path(__file__).parents[1]
+SMALL = [
+    *(sys.executable, "-m", "mlfsic_jax.main", f"--config={REPOSITORY / 'configs/demo.py'}:small"),
+    *("--workdir=run", "--config.cache_dir=cache"),
+]
+FIELDS = ["train.epochs=5", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"]
+WRITTEN = ("results.json", "metrics.jsonl", "episodes_1shot.safetensors", "model_1shot.safetensors")
+# What a kill waits for (None: nothing), and how many seconds it then waits at most.
+MOMENTS = {
+    "anywhere": (None, 20.0),
+    "cache": ("cache/scenes-photos-*/manifest.json", 0.1),
+    "training": ("run/checkpoints_1shot", 3.0),
+    "checkpoint": ("run/checkpoints_1shot/*tmp*", 0.05),
+    "commit": ("run/checkpoints_1shot/to_delete", 0.02),
+    "evaluation": ("run/checkpoints_1shot/20/sha256.json", 3.0),
+}
+
+
+def start(folder, fields=FIELDS):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    command = [*SMALL, *(f"--config.{field}" for field in fields)]
+    with open(folder / "output.txt", "ab") as output:
+        return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
+
+
+def prepared(folder, compiled):
+    """A folder for a run that need not compile again what others did."""
+    shutil.copytree(compiled, folder / "cache" / "compiled")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(folder).wait(600) == 0, (folder / "output.txt").read_text()
+    return folder
+
+
+def wait_for(moment, folder, program, rng):
+    """Returns when it is time for a kill, or the program has ended."""
+    sign, seconds = MOMENTS[moment]
+    seen = {str(path) for path in folder.glob(sign)} if sign else set()
+    if moment != "checkpoint":  # of which each run writes several
+        seen = set()
+    while sign and program.poll() is None and not {str(path) for path in folder.glob(sign)} - seen:
+        time.sleep(0.002)
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    while program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("seed", [int(os.environ.get("MLFSIC_SEED", 0))])
+def test_a_program_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_path, seed):
+    rng = random.Random(seed)
+    kills, rounds = dict.fromkeys(MOMENTS, 0), 0
+    while sum(kills.values()) < KILLS:
+        folder = prepared(tmp_path / f"round_{rounds}", undisturbed / "cache" / "compiled")
+        rounds += 1
+        while True:
+            program = start(folder)
+            moment = rng.choice([*MOMENTS])
+            if sum(kills.values()) < KILLS:
+                wait_for(moment, folder, program, rng)
+            number = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+            if sum(kills.values()) < KILLS and program.poll() is None:
+                program.send_signal(number)
+                kills[moment] += 1
+            status = program.wait(600)
+            output = (folder / "output.txt").read_text()
+            assert "damaged" not in output, output[-3000:]
+            if status == 0:
+                break
+            expected = [-number] if number == signal.SIGKILL else [128 + number, -number]  # before it can handle it
+            assert status in expected, (status, moment, output[-3000:])
+            if status > 0:
+                assert "interrupted: the same command goes on" in output
+                assert "Traceback" not in output, output[-3000:]
+        for name in WRITTEN:
+            assert (folder / "run" / name).read_bytes() == (undisturbed / "run" / name).read_bytes(), (name, kills)
+        shutil.rmtree(folder)
+    print(f"{sum(kills.values())} kills in {rounds} runs, all of which ended the same: {kills}")
+
+
+def resident(program):
+    """MB of memory that a process holds."""
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path):
+    folder = prepared(tmp_path / "soak", undisturbed / "cache" / "compiled")
+    per_epoch = SOAK // 20
+    program = start(folder, ["train.epochs=20", f"train.episodes_per_epoch={per_epoch}", *FIELDS[2:]])
+    log, memory = folder / "run" / "metrics.jsonl", []
+    while program.poll() is None:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if len(lines) > len(memory):
+            memory += [resident(program)] * (len(lines) - len(memory))
+        time.sleep(0.02)
+    assert program.returncode == 0, (folder / "output.txt").read_text()[-3000:]
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 20 * per_epoch
+    # By the fifth epoch everything is compiled and the allocator has its arenas.
+    print(f"{20 * per_epoch} episodes; MB after each epoch: {[round(m) for m in memory]}")
+    assert max(memory[-5:]) < max(memory[5:10]) + 40
