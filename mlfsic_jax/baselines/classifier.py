@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mlfsic_jax.baselines._training import adam, map_locals
 from mlfsic_jax.losses import binary_cross_entropy
 from mlfsic_jax.similarity import unit
 
@@ -21,17 +21,11 @@ if TYPE_CHECKING:
 
 EPOCHS = 40  # of fitting to a support set; the paper's number for all its baselines (section 5.1.2)
 LEARNING_RATE = 0.1
-_READ = 256
 
 
 def global_features(base: SplitView) -> np.ndarray:
     """Means over positions of all images of a split: float32 [I, n]."""
-    n_images = len(base.labels)
-    parts = []
-    for start in range(0, n_images, _READ):
-        local = np.asarray(base.inputs(np.arange(start, min(start + _READ, n_images))))
-        parts.append(local.reshape(len(local), -1, local.shape[-1]).mean(axis=1, dtype=np.float32))
-    return np.concatenate(parts)
+    return map_locals(base, np.arange(len(base.labels)), lambda local: local.mean(axis=1))
 
 
 def train(key, base: SplitView, *, n_shot: int, n_query: int) -> np.ndarray:
@@ -58,18 +52,13 @@ def fit_linear(batch_of: Callable, n_features: int, n_labels: int, *, epochs: in
     Returns:
       (weights float [n, C], bias float [C]).
     """
-    optimizer = optax.adam(learning_rate)
-    layer = (jnp.zeros((n_features, n_labels)), jnp.zeros(n_labels))
 
-    def step(state, epoch):
-        layer, opt_state = state
+    def loss(layer, epoch):
         features, labels = batch_of(epoch)
-        gradient = jax.grad(lambda wb: binary_cross_entropy(features @ wb[0] + wb[1], labels).mean())(layer)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return (optax.apply_updates(layer, updates), opt_state), None
+        return binary_cross_entropy(features @ layer[0] + layer[1], labels).mean()
 
-    (layer, _), _ = jax.lax.scan(step, (layer, optimizer.init(layer)), jnp.arange(epochs))
-    return layer
+    zeros = (jnp.zeros((n_features, n_labels)), jnp.zeros(n_labels))
+    return adam(loss, zeros, jnp.arange(epochs), learning_rate=learning_rate)[0]
 
 
 def score(

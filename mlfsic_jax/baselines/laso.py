@@ -14,11 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mlfsic_jax.baselines._training import adam_in_chunks
 from mlfsic_jax.baselines.classifier import EPOCHS, LEARNING_RATE, centred_unit, fit_linear, global_features
 from mlfsic_jax.losses import binary_cross_entropy
-from mlfsic_jax.progress import track
 from mlfsic_jax.similarity import unit
 from mlfsic_jax.word_ridge import principal_directions
 
@@ -155,30 +154,26 @@ def train(
     init_key, step_key = jax.random.split(key)
     init = jax.jit(lambda k: model.init(k, x[:1], x[:1], labels[:1], labels[:1], method="losses"))
     params = init(init_key)["params"]
-    optimizer = optax.adam(learning_rate)
 
     @jax.jit
-    def run(params, opt_state, x, labels, key):
-        pair_key, dropout_key = jax.random.split(key)
+    def draw(chunk):
+        pair_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, chunk))
         pairs = jax.random.randint(pair_key, (_CHUNK, 2, batch_size), 0, len(x))
+        return pairs, jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(_CHUNK))
 
-        def step(state, inputs):
-            params, opt_state = state
-            (i, j), number = inputs
+    def loss(params, data, batch):
+        (x, labels), ((i, j), dropout_key) = data, batch
+        args = (x[i], x[j], labels[i], labels[j], True)
+        rngs = {"dropout": dropout_key}
+        return sum(model.apply({"params": params}, *args, rngs=rngs, method="losses").values())
 
-            def loss(params):
-                rngs = {"dropout": jax.random.fold_in(dropout_key, number)}
-                args = (x[i], x[j], labels[i], labels[j], True)
-                return sum(model.apply({"params": params}, *args, rngs=rngs, method="losses").values())
-
-            updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        return jax.lax.scan(step, (params, opt_state), (pairs, jnp.arange(_CHUNK)))[0]
-
-    opt_state, n_chunks = optimizer.init(params), -(-steps // _CHUNK)
-    for chunk in track(range(n_chunks), total=n_chunks, description=f"LaSO, {n_shot}-shot", unit=f"x {_CHUNK} steps"):
-        params, opt_state = run(params, opt_state, x, labels, jax.random.fold_in(step_key, chunk))
+    params = adam_in_chunks(
+        *(loss, params, (x, labels), draw),
+        steps=steps,
+        chunk=_CHUNK,
+        learning_rate=learning_rate,
+        description=f"LaSO, {n_shot}-shot",
+    )
     operations = {name: tree for name, tree in params.items() if name != "classifier"}
     return Trained(jnp.asarray(mean), components, operations)
 

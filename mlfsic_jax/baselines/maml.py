@@ -6,18 +6,16 @@ labels are others, and of another number, than base labels; so all outputs start
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mlfsic_jax.baselines._training import adam_in_chunks
 from mlfsic_jax.baselines.classifier import EPOCHS, centred_unit, global_features
 from mlfsic_jax.episodes import sample_episodes
 from mlfsic_jax.losses import binary_cross_entropy
-from mlfsic_jax.progress import track
 from mlfsic_jax.similarity import unit
 
 if TYPE_CHECKING:
@@ -140,28 +138,23 @@ def train(
     init_key, episode_key = jax.random.split(key)
     embedding = jax.random.normal(init_key, (x.shape[1], width)) * np.sqrt(2 / width)
     start = Learner(embedding, jnp.zeros(width), jnp.zeros((width, 1)), jnp.zeros(1))
-    optimizer = optax.adam(learning_rate)
-    opt_state = optimizer.init(start)
     inner = {"steps": inner_steps, "learning_rate": inner_learning_rate, "first_order": first_order}
 
-    @jax.jit
-    def run(start, opt_state, x, labels, drawn):
-        def step(state, episode):
-            start, opt_state = state
-            s, q = episode
-            gradient = jax.grad(functools.partial(episode_loss, **inner))(start, x[s], labels[s], x[q], labels[q])
-            updates, opt_state = optimizer.update(gradient, opt_state)
-            return (optax.apply_updates(start, updates), opt_state), None
+    def draw(chunk):
+        drawn_key = jax.random.fold_in(episode_key, chunk)
+        return sample_episodes(drawn_key, base.labels, n_episodes=_CHUNK, n_shot=n_shot, n_query=n_query)
 
-        return jax.lax.scan(step, (start, opt_state), drawn)[0]
+    def loss(start, data, episode):
+        (x, labels), (s, q) = data, episode
+        return episode_loss(start, x[s], labels[s], x[q], labels[q], **inner)
 
-    n_chunks = -(-episodes // _CHUNK)
-    name = "first-order MAML" if first_order else "MAML"
-    for chunk in track(range(n_chunks), total=n_chunks, description=f"{name}, {n_shot}-shot", unit=f"x {_CHUNK} steps"):
-        drawn = sample_episodes(
-            jax.random.fold_in(episode_key, chunk), base.labels, n_episodes=_CHUNK, n_shot=n_shot, n_query=n_query
-        )
-        start, opt_state = run(start, opt_state, x, labels, drawn)
+    start = adam_in_chunks(
+        *(loss, start, (x, labels), draw),
+        steps=episodes,
+        chunk=_CHUNK,
+        learning_rate=learning_rate,
+        description=f"{'first-order MAML' if first_order else 'MAML'}, {n_shot}-shot",
+    )
     return Trained(jnp.asarray(mean), start)
 
 

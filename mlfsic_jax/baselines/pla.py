@@ -14,11 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from optax.assignment import hungarian_algorithm
 
+from mlfsic_jax.baselines._training import adam, adam_in_chunks, map_locals
 from mlfsic_jax.baselines.classifier import EPOCHS
-from mlfsic_jax.progress import track
 from mlfsic_jax.similarity import unit
 from mlfsic_jax.word_ridge import principal_directions
 
@@ -29,7 +28,6 @@ WIDTH = 128  # of the LSTM and of the attention; the authors' code has 512
 EMBEDDING = 64  # of self-learned label vectors; the authors' code has 256
 MAX_LABELS = 5  # steps before the last "end"; of an image with more labels, those that fit best are asked for
 _CHUNK = 50  # steps in one program
-_READ = 64
 _FORBIDDEN = 1e3  # more than all steps together may cost
 
 
@@ -181,29 +179,27 @@ def train(
     init_key, rows_key, step_key = jax.random.split(key, 3)
     rows = np.sort(np.asarray(jax.random.permutation(rows_key, len(base.labels)))[:max_images])
     mean, components = _directions(base, rows, n_components)
-    z = jnp.asarray(_read(base, rows, mean, components))
+    # Half precision: the projected features of all these images are held in memory.
+    z = jnp.asarray(map_locals(base, rows, lambda local: ((local - mean) @ components).astype(np.float16)))
     y = jnp.asarray(base.labels[rows], jnp.float32)
     model = Decoder(width)
     params, labels = _init(init_key, model, z, y.shape[1], base.word_vectors if words else None, embedding)
-    optimizer = optax.adam(learning_rate)
-    tuned = (params, labels)
 
     @jax.jit
-    def run(tuned, opt_state, z, y, key):
-        batches = jax.random.randint(key, (_CHUNK, batch_size), 0, len(z))
+    def draw(chunk):
+        return jax.random.randint(jax.random.fold_in(step_key, chunk), (_CHUNK, batch_size), 0, len(z))
 
-        def step(state, batch):
-            tuned, opt_state = state
-            gradient = jax.grad(lambda t: _batch_loss(model, t, z[batch].astype(jnp.float32), y[batch]))(tuned)
-            updates, opt_state = optimizer.update(gradient, opt_state)
-            return (optax.apply_updates(tuned, updates), opt_state), None
+    def batch_loss(tuned, data, batch):
+        z, y = data
+        return _batch_loss(model, tuned, z[batch].astype(jnp.float32), y[batch])
 
-        return jax.lax.scan(step, (tuned, opt_state), batches)[0]
-
-    opt_state, n_chunks = optimizer.init(tuned), -(-steps // _CHUNK)
-    name = "PLA with word vectors" if words else "PLA"
-    for chunk in track(range(n_chunks), total=n_chunks, description=f"{name}, {n_shot}-shot", unit=f"x {_CHUNK} steps"):
-        tuned, opt_state = run(tuned, opt_state, z, y, jax.random.fold_in(step_key, chunk))
+    tuned = adam_in_chunks(
+        *(batch_loss, (params, labels), (z, y), draw),
+        steps=steps,
+        chunk=_CHUNK,
+        learning_rate=learning_rate,
+        description=f"{'PLA with word vectors' if words else 'PLA'}, {n_shot}-shot",
+    )
     return Trained(jnp.asarray(mean), jnp.asarray(components), *tuned)
 
 
@@ -258,15 +254,10 @@ def score(
     s, q = ((x - trained.mean) @ trained.components for x in (support, query))
     y = labels.astype(s.dtype)
     model = Decoder(trained.labels.output.shape[1])
-    optimizer = optax.adam(learning_rate)
     tuned = (trained.params, new_labels(trained.labels, word_vectors, words=words))
-
-    def step(state, _):
-        tuned, opt_state = state
-        updates, opt_state = optimizer.update(jax.grad(lambda t: _batch_loss(model, t, s, y))(tuned), opt_state)
-        return (optax.apply_updates(tuned, updates), opt_state), None
-
-    ((params, rows), _), _ = jax.lax.scan(step, (tuned, optimizer.init(tuned)), length=epochs)
+    (params, rows), _ = adam(
+        lambda tuned, _: _batch_loss(model, tuned, s, y), tuned, jnp.arange(epochs), learning_rate=learning_rate
+    )
     decoded = jax.vmap(lambda z: model.apply({"params": params}, z, rows))(q)  # [Q, T, C + 1]
     return jnp.exp(decoded.max(axis=1)[:, :-1])
 
@@ -274,20 +265,10 @@ def score(
 def _directions(base: SplitView, rows, n_components: int):
     """Mean local feature and scaled principal directions, of a spread of images."""
     some = rows[np.unique(np.linspace(0, len(rows) - 1, 512).astype(int))]
-    local = np.asarray(base.inputs(some), np.float32)
-    local = local.reshape(len(local), -1, local.shape[-1])
+    local = map_locals(base, some, lambda local: local)
     mean = local.mean(axis=(0, 1))
     components = principal_directions(local, mean, n_components)
     return mean, components / np.sqrt(np.mean(((local - mean) @ components) ** 2))
-
-
-def _read(base: SplitView, rows, mean, components) -> np.ndarray:
-    """Projected local features of images: float16 [I, L, d]."""
-    parts = []
-    for start in range(0, len(rows), _READ):
-        local = np.asarray(base.inputs(rows[start : start + _READ]), np.float32)
-        parts.append(((local.reshape(len(local), -1, local.shape[-1]) - mean) @ components).astype(np.float16))
-    return np.concatenate(parts)
 
 
 def _init(key, model: Decoder, z, n_labels: int, word_vectors, embedding: int):

@@ -7,8 +7,9 @@ for keys and values, and there is no dynamic convolution. Fine-tuning works on a
 from __future__ import annotations
 
 import jax
-import optax
+import jax.numpy as jnp
 
+from mlfsic_jax.baselines._training import adam
 from mlfsic_jax.losses import binary_cross_entropy
 from mlfsic_jax.models import BaseModel
 from mlfsic_jax.similarity import cosine_logits
@@ -42,23 +43,16 @@ def fine_tune(
       ``variables`` with another A_visual and A_text.
     """
     globals_ = support_features.mean(axis=1, keepdims=True)  # [S, 1, n]
-    optimizer = optax.adam(learning_rate)
 
     def replaced(joint):
         return variables | {"params": variables["params"] | {"joint": joint}}
 
-    def cm_loss(joint):
+    def cm_loss(joint, _):
         images = model.apply(replaced(joint), globals_, method="locals")[:, 0]
         words = model.apply(replaced(joint), word_vectors, method="words")
         return binary_cross_entropy(cosine_logits(images, words, model.scale), labels).sum()  # eq 3
 
-    def epoch(_, state):
-        joint, opt_state = state
-        updates, opt_state = optimizer.update(jax.grad(cm_loss)(joint), opt_state)
-        return optax.apply_updates(joint, updates), opt_state
-
-    joint = variables["params"]["joint"]
-    joint, _ = jax.lax.fori_loop(0, epochs, epoch, (joint, optimizer.init(joint)))
+    joint, _ = adam(cm_loss, variables["params"]["joint"], jnp.arange(epochs), learning_rate=learning_rate)
     return replaced(joint)
 
 

@@ -27,8 +27,12 @@ def test_the_fit_is_that_of_pytorch(batches):
         optimizer.zero_grad()
         torch.nn.BCEWithLogitsLoss()(layer(x), y).backward()
         optimizer.step()
-    x, y = map(jnp.asarray, batches)
-    weights, bias = classifier.fit_linear(lambda e: (x[e], y[e]), 5, 3, epochs=7, learning_rate=0.05)
+
+    @jax.jit
+    def fit(x, y):
+        return classifier.fit_linear(lambda e: (x[e], y[e]), 5, 3, epochs=7, learning_rate=0.05)
+
+    weights, bias = fit(*batches)
     # both float32; seven steps of at most 0.05 each
     np.testing.assert_allclose(weights.T, layer.weight.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(bias, layer.bias.detach().numpy(), atol=1e-5)

@@ -28,7 +28,7 @@ def test_probabilities_are_scikit_learns(c, n_support):
     x, q = unit_features(support, mean), unit_features(query, mean)
     fits = [LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(x, y) for y in labels.T]
     expected = np.stack([fit.predict_proba(q)[:, 1] for fit in fits], axis=1)
-    score = jax.jit(logistic.score, static_argnames="inverse_regulariser")
+    score = jax.jit(logistic.score)
     s, q, m = (jnp.asarray(a, jnp.float32) for a in (support, query, mean))
     got = score(m, None, s, jnp.asarray(labels), q, None, inverse_regulariser=c)
     np.testing.assert_allclose(got, expected, atol=2e-4)  # float32 solve, conditioned by C

@@ -10,6 +10,8 @@ from scipy.optimize import linear_sum_assignment
 
 from mlfsic_jax.baselines import pla
 
+align, loss = jax.jit(jax.vmap(pla.align)), jax.jit(pla.loss)
+
 
 def random_case(seed, n_labels, n_positive):
     rng = np.random.default_rng(seed)
@@ -38,7 +40,6 @@ def aligned_by_hand(log_p, labels):
 
 @pytest.mark.parametrize(("n_labels", "n_positive"), [(3, 1), (3, 3), (5, 2), (8, 4), (8, 5), (8, 7), (8, 0)])
 def test_alignment_is_that_of_scipy(n_labels, n_positive):
-    align = jax.jit(jax.vmap(pla.align))
     cases = [random_case(seed, n_labels, n_positive) for seed in range(40)]
     targets, counts = align(*map(jnp.stack, zip(*cases, strict=True)))
     for (log_p, labels), got, counted in zip(cases, np.asarray(targets), np.asarray(counts), strict=True):
@@ -52,14 +53,14 @@ def test_loss_is_the_lowest_over_all_orders_where_no_label_is_predicted():
     log_p[:, 6] = 1.0  # "end" is predicted everywhere, so nothing is fixed; not a distribution, which does not matter
     orders = itertools.permutations(np.flatnonzero(labels))
     lowest = min(-sum(log_p[t, c] for t, c in enumerate(order)) for order in orders)
-    np.testing.assert_allclose(pla.loss(jnp.asarray(log_p), jnp.asarray(labels)), (lowest - 1.0) / 5, rtol=1e-5)
+    np.testing.assert_allclose(loss(jnp.asarray(log_p), jnp.asarray(labels)), (lowest - 1.0) / 5, rtol=1e-5)
 
 
 def test_a_predicted_label_keeps_its_step_even_where_another_order_were_cheaper():
     p = np.array([[0.4, 0.35, 0.25], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]])
     # label 0 is predicted first and again; its first step counts, though (1, 0) would be far cheaper
-    targets, _ = pla.align(jnp.log(p), jnp.array([True, True]))
-    np.testing.assert_array_equal(targets, [0, 1, 2])
+    targets, _ = align(np.log(p)[None], np.array([[True, True]]))
+    np.testing.assert_array_equal(targets[0], [0, 1, 2])
 
 
 def test_decoder_is_pytorchs_lstm_with_attention():

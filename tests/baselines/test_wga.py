@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlfsic_jax.baselines import wga
+from mlfsic_jax.benchmark import random_variables
 from mlfsic_jax.models import BaseModel
 
 S, Q, L, N, D, D_W, C = 5, 4, 3, 6, 8, 5, 3
@@ -31,7 +32,7 @@ def build(**options):
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=3, n_dynamic=4, dropout=0.0, scale=7.0, **options)
     support, labels, _, vectors = episode()
     photos = support[:, None]
-    return model, jax.jit(model.init)(jax.random.key(0), photos, photos, labels, labels, vectors)
+    return model, random_variables(model, photos, photos, labels, labels, vectors)
 
 
 fine_tune = jax.jit(wga.fine_tune, static_argnums=0, static_argnames="epochs")
