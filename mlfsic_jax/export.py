@@ -13,7 +13,7 @@ writes all that ``mlfsic_jax.predict`` needs on another machine:
 from __future__ import annotations
 
 import argparse
-import gzip
+import functools
 import hashlib
 import itertools
 import json
@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 import mlfsic_jax
@@ -38,9 +37,10 @@ from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.backbones.pretrained import weights_files
 from mlfsic_jax.command import Parser, one_line_errors
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import write_arrays, write_json, write_tree
-from mlfsic_jax.label_embeddings import EMBEDDINGS
+from mlfsic_jax.files import read_arrays, write_arrays, write_json, write_tree
+from mlfsic_jax.label_embeddings import EMBEDDINGS, text_lines
 from mlfsic_jax.models import BaseModel
+from mlfsic_jax.reading import home, read_json, read_npz, reason, shown
 
 FORMAT = 1  # of an exported folder
 _MANIFEST, _CARD, _BACKBONE, _WORDS = "model.json", "card.md", "backbone.safetensors", "words.safetensors"
@@ -107,15 +107,25 @@ def load(path: str | os.PathLike[str], n_shot: int | None = None) -> Predictor:
     Raises:
       InputError: the folder holds no model, is incomplete or damaged, or has none for ``n_shot``.
     """
-    path = Path(path).expanduser()
+    path = home(path)
     exported = (path / _MANIFEST).is_file()
-    manifest = _read_export(path) if exported else _describe_run(path)
+    try:
+        manifest = _read_export(path) if exported else _describe_run(path)
+        return _assemble(path, manifest, n_shot, exported)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        file, why = path / (_MANIFEST if exported else "results.json"), f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{file} was altered or is of another version of mlfsic_jax ({why}): copy it again") from error
+
+
+def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, exported: bool) -> Predictor:
     config = defaults.default().lock()
     try:
         config.update(manifest["config"])  # fields that came later keep their defaults
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error.args[0]).split())
-        raise InputError(f"the config of {path} is of another version of mlfsic_jax ({reason})") from error
+        raise InputError(f"the config of {path} is of another version of mlfsic_jax ({reason(error)})") from error
+    allowed = config.copy_and_resolve_references()
+    allowed.backbone_weights = _BACKBONE  # an exported config names none
+    defaults.validate(allowed)
     chosen = [entry for entry in manifest["models"] if n_shot in (None, entry["n_shot"])]
     if not chosen:
         there = " and ".join(str(entry["n_shot"]) for entry in manifest["models"])
@@ -124,16 +134,21 @@ def load(path: str | os.PathLike[str], n_shot: int | None = None) -> Predictor:
     backbone, weights = _backbone(path, config, manifest, exported)
     size = inputs.image_size(config)
     photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), photo)
+    features, initial = jax.eval_shape(backbone.init_with_output, jax.random.key(0), photo)
+    if exported and not config.train_backbone:
+        _need_shapes(path / _BACKBONE, weights, initial)
     model = BaseModel(**config.model, backbone=backbone if config.train_backbone else None)
     trained = []
     for entry in sorted(chosen, key=lambda entry: entry["n_shot"]):
-        arrays = _read_tree(path / _model_file(entry["n_shot"]))
+        file = path / _model_file(entry["n_shot"])
+        arrays = _read_tree(file)
+        fitted = word_ridge.Fitted(**arrays["fitted"])
+        _need_shapes(file, arrays, _shapes(model, photo if config.train_backbone else features, features, fitted))
         trained.append(
             Trained(
                 n_shot=entry["n_shot"],
                 variables=arrays["variables"],
-                fitted=word_ridge.Fitted(**arrays["fitted"]),
+                fitted=fitted,
                 theta=entry["theta"],
                 calibration={name: tuple(values) for name, values in entry["calibration"].items()},
                 validation=entry["validation_macro_ap"],
@@ -174,7 +189,7 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words
     Raises:
       InputError: ``workdir`` is no finished run, or ``out`` cannot be written or holds something else.
     """
-    out = Path(out).expanduser()
+    out = home(out)
     predictor = load(workdir)
     if "files" in predictor.manifest:
         raise InputError(f"{workdir} is an exported folder already: copy it as it is")
@@ -220,12 +235,9 @@ def _describe_run(path: Path) -> dict[str, Any]:
     old = f"{path} was trained by an older version: run its training command again, which adds what prediction needs"
     if not (path / _LABEL_VECTORS).is_file():
         raise InputError(old)
+    _, metadata = read_arrays(path / _LABEL_VECTORS)
     try:
-        with safe_open(path / _LABEL_VECTORS, framework="numpy") as file:
-            labels = json.loads(file.metadata()["splits"])
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path / _LABEL_VECTORS, error) from error
-    try:
+        labels = json.loads(metadata["splits"])
         models = [
             {
                 "n_shot": entry["n_shot"],
@@ -240,7 +252,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
             for entry in results
         ]
         identity, config = trained_with["inputs"], results[0]["config"]
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(old) from error
     return {"config": config, "identity": identity, "labels": labels, "models": models}
 
@@ -295,6 +307,8 @@ def _words(predictor: Predictor, n_words: int) -> dict[str, np.ndarray]:
         with np.errstate(over="ignore"):
             words = itertools.islice(_words_of(path, dimension, n_words), n_words)
             half = {word: np.asarray(vector, np.float16) for word, vector in words}
+    except InputError:
+        raise
     except Exception as error:  # gzip, zip, word2vec and text fail in many ways
         raise _damaged(path, error) from error
     return {word: vector for word, vector in half.items() if np.isfinite(vector).all()} | vectors
@@ -309,13 +323,12 @@ def _words_of(path: Path, dimension: int, n_words: int) -> Iterator[tuple[str, n
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, limit=n_words, unicode_errors="replace")
         yield from ((word, vectors[word]) for word in vectors.index_to_key)
     elif kind in (".npz", ".safetensors"):
-        yield from (_load_arrays(path) if kind == ".safetensors" else np.load(path)).items()
+        yield from _load_arrays(path).items() if kind == ".safetensors" else read_npz(path)
     else:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for line in file:
-                word, *numbers = line.rstrip().rsplit(" ", dimension)
-                if len(numbers) == dimension:  # not so in the first line of some files
-                    yield word, np.array(numbers, np.float32)
+        for _, line in text_lines(path):
+            word, *numbers = line.rsplit(" ", dimension)
+            if len(numbers) == dimension:  # not so in the first line of some files
+                yield word, np.array(numbers, np.float32)
 
 
 def _card(predictor: Predictor, n_words: int) -> str:
@@ -371,32 +384,74 @@ def _card(predictor: Predictor, n_words: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _shapes(model: BaseModel, images: jax.ShapeDtypeStruct, features, fitted: word_ridge.Fitted) -> dict[str, Any]:
+    """What a model's file holds, as shapes: for images as it takes them, and local features [1, h, w, n]."""
+    float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    (n_labels, d_words), (_, d), n = fitted.words.shape, fitted.components.shape, features.shape[-1]
+    rngs = dict.fromkeys(("params", "dropout", "augment"), jax.random.key(0))
+    labels = float32((1, 1))
+    variables = jax.eval_shape(model.init, rngs, images, images, labels, labels, float32((1, d_words)))
+    return {
+        "variables": {name: variables[name] for name in ("params", "batch_stats") if name in variables},
+        "fitted": {
+            "mean": float32((n,)),
+            "components": float32((n, d)),
+            "words": float32((n_labels, d_words)),
+            "mapping": float32((n_labels, n)),
+            "offset": float32((n,)),
+        },
+    }
+
+
+def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    found, expected = (
+        {key: array.shape for key, array in traverse_util.flatten_dict(dict(tree), sep="/").items()}
+        for tree in (found, expected)
+    )
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            there, wanted = (list(shapes[key]) if key in shapes else "absent" for shapes in (found, expected))
+            raise InputError(
+                f"{path} does not fit its config: {shown(key)} is {there}, expected {wanted}; copy it again"
+            )
+
+
 def _model_file(n_shot: int) -> str:
     return f"model_{n_shot}shot.safetensors"
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    arrays = {name: jnp.asarray(array) for name, array in _load_arrays(path).items()}
-    return traverse_util.unflatten_dict(arrays, sep="/")
+    arrays, _ = read_arrays(path)
+    _need_finite(path, arrays)
+    return traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        arrays = load_file(path)
+    except Exception as error:  # besides its own errors, KeyError and others for number types that NumPy lacks
         raise _damaged(path, error) from error
+    _need_finite(path, arrays)
+    return arrays
+
+
+def _need_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise _damaged(path, ValueError(f"{name} holds NaN or infinity"))
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"{path} is missing, cut short or damaged ({reason}): copy it again, or run the training again")
+    return InputError(
+        f"{path} is missing, cut short or damaged ({reason(error)}): copy it again, or run the training again"
+    )
 
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -413,7 +468,7 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.words < 0:
         raise InputError(f"--words={flags.words} must be 0 or more")
     export(flags.workdir, flags.out, flags.words)
-    size = sum(path.stat().st_size for path in Path(flags.out).expanduser().iterdir())
+    size = sum(path.stat().st_size for path in home(flags.out).iterdir())
     print(f"wrote {flags.out}: {size / 1e6:.1f} MB; {_CARD} says what it is")
 
 

@@ -144,7 +144,14 @@ def _open(path: Path, manifest: dict) -> dict:
         fits = json.loads((path / "manifest.json").read_text()) == manifest
         if fits and list(values.shape) == manifest["shape"] and values.dtype == manifest["dtype"]:
             return _without_damage(path, values, progress)
-    except (OSError, ValueError, EOFError, KeyError, TypeError):  # missing, cut short or garbled: build it again
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # missing, cut short or garbled: build it again
         pass
     if path.exists():
         print(f"the cache {path} is damaged: building it again")
@@ -164,13 +171,15 @@ def _open(path: Path, manifest: dict) -> dict:
 
 def _without_damage(path: Path, values: np.ndarray, progress: dict) -> dict:
     """The progress up to the first rows that are not what was written, if there are any."""
-    start = 0
-    for i, (end, checksum) in enumerate(progress["checksums"]):
+    good = {"done": 0, "checksums": [], "skipped": dict(progress["skipped"])}
+    for end, checksum in progress["checksums"]:
+        start = good["done"]
         if _checksum(values[start:end]) != checksum:
             print(f"the cache {path} is damaged from image {start} on: these are computed again")
-            return progress | {"done": start, "checksums": progress["checksums"][:i]}
-        start = end
-    return progress | {"done": start}
+            break
+        good["checksums"].append([end, checksum])
+        good["done"] = end
+    return good
 
 
 def _checksum(rows: np.ndarray) -> int:

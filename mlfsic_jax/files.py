@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import reason
 
-_CHECKSUM = "sha256"  # the metadata field of a .safetensors file that holds it
-_AGAIN = "run the command that wrote it again"
+_METADATA = "json"  # the field of a .safetensors file that holds it, with the checksum
+_AGAIN = "copy it again, or run again the command that wrote it"
 
 
 @contextlib.contextmanager
@@ -64,16 +65,20 @@ def write_tree(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     write_arrays(path, traverse_util.flatten_dict(dict(tree), sep="/"))
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """A .safetensors file with a checksum inside, written beside and renamed: a reader never sees half of it."""
+    part = path.with_suffix(".part")
+    part.write_bytes(_packed(arrays, metadata or {}))  # not save_file, whose files only their owner may read
+    os.replace(part, path)
+
+
+def _packed(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    metadata = dict(metadata or {})
-    part = path.with_suffix(".part")
-    # Not save_file, whose files only their owner may read.
-    part.write_bytes(save(arrays, metadata | {_CHECKSUM: _checksum(arrays, metadata)}))
-    os.replace(part, path)
+    noted = {**metadata, "sha256": _checksum(arrays, metadata)}
+    # One field: several would come in no order of their own.
+    return save(arrays, {_METADATA: json.dumps(noted, sort_keys=True)})
 
 
 def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -82,17 +87,18 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, st
     Raises:
       InputError: it is missing, damaged, or no such file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
+            noted = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is missing, cut short or damaged ({error}): {_AGAIN}") from error
-    if metadata.pop(_CHECKSUM, None) != _checksum(arrays, metadata):
+        checksum = noted.pop("sha256", None)
+    except Exception as error:  # of safetensors, JSON, the disk, and of number types that NumPy lacks
+        raise InputError(f"{path} is missing, cut short or damaged ({reason(error)}): {_AGAIN}") from error
+    if checksum != _checksum(arrays, noted):
         raise InputError(f"{path} is damaged (its checksum differs): {_AGAIN}")
-    return arrays, metadata
+    return arrays, noted
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -4,12 +4,15 @@ python -m mlfsic_jax.label_embeddings --encoder=mirrorbert --labels=voc --out=da
 
 writes one vector per label. ``--labels`` is a benchmark, or a file with one line per label, ``name`` or
 ``name<TAB>display name``. An encoder in context also needs ``--sentences=FILE`` with lines ``label<TAB>sentence``.
-``text_encoders.py`` says what each encoder does; ``--help`` lists the other flags.
+``text_encoders.py`` says what each encoder does; ``--help`` lists the other flags. An encoder's published model is
+downloaded from huggingface.co unless it is on this machine already; ``--model=FOLDER`` and ``--local_files_only``
+download nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import gzip
 import importlib
 import os
@@ -25,10 +28,11 @@ import numpy as np
 from mlfsic_jax.command import Parser, one_line_errors
 from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import MAX_LINE, home, label_name, read_npz, reason, shown
 from mlfsic_jax.text_encoders import ENCODERS, encode_labels, read_sentences
 
 _BETWEEN_WORDS = re.compile(r"[\s_,;/()]+")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 BENCHMARKS = ("voc", "coco", "nus_wide", "imaterialist")
 
 
@@ -140,7 +144,7 @@ def load_word_vectors(
       InputError: the file is missing, empty or malformed (the line is named), gensim is needed and not installed, or
         the file has no vector for some labels (all of them are listed with the words that are missing).
     """
-    path = pathlib.Path(path).expanduser()
+    path = home(path)
     names = list(zip(label_names, display_names, strict=True))
     phrases = [_phrase_entries(label, display) for label, display in names]
     words = [[word for word in _BETWEEN_WORDS.split(display) if word] for _, display in names]
@@ -183,7 +187,7 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     first_fields = {entry.split(" ", 1)[0] for entry in needed}
     entries: dict[str, np.ndarray] = {}
     dimension = 0
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         n_spaces = line.count(" ")
         if dimension == 0:
             if re.fullmatch(r"\d+ \d+", line, re.ASCII) and number == 1:
@@ -195,13 +199,13 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
             word = line.rsplit(" ", dimension)[0]
             if _NUMBER.fullmatch(word.rsplit(" ", 1)[1]):
                 raise InputError(
-                    f"{path}, line {number}: the vector of {word.split(' ')[0]!r} has more than "
+                    f"{path}, line {number}: the vector of {shown(word.split(' ')[0])} has more than "
                     f"the {dimension} numbers of the first one"
                 )
         elif n_spaces < dimension:
             raise InputError(
-                f"{path}, line {number}: {n_spaces} numbers after {line.split(' ', 1)[0]!r}, but the first vector has "
-                f"{dimension}; is the file complete?"
+                f"{path}, line {number}: {n_spaces} numbers after {shown(line.split(' ', 1)[0])}, "
+                f"but the first vector has {dimension}; is the file complete?"
             )
         if line.split(" ", 1)[0] not in first_fields:  # most lines end here
             continue
@@ -217,12 +221,14 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     return entries
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers; GloVe's words may hold any white space but a line feed."""
     number = 0
     try:
         with _open(path) as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if len(raw) > MAX_LINE:
+                    raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: it is no word's vector")
                 line = raw.decode("utf-8").rstrip(" \t\r\n")
                 if line:
                     yield number, line
@@ -231,7 +237,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
             f"{path}, line {number}: not UTF-8 text ({error.reason}); binary word vectors must be converted to text"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read after line {number}: {error}") from error
+        raise InputError(f"{path} cannot be read after line {number}: {reason(error)}") from error
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
@@ -252,30 +258,30 @@ def _read_word2vec(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray
     try:
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, unicode_errors="replace")
     except Exception as error:  # a file of another kind or cut short raises errors of gensim, NumPy and gzip
-        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path} is not a readable word2vec .bin file: {reason} (of fastText's files take the .vec one)"
+            f"{path} is not a readable word2vec .bin file: {reason(error)} (of fastText's files take the .vec one)"
         ) from error
     return _checked(path, {word: vectors[word] for word in needed if word in vectors.key_to_index})
 
 
 def _read_npz(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file) as archive:
-            entries = {name: archive[name] for name in needed.intersection(archive.files)}
+        entries = dict(read_npz(path, needed))
+    except InputError:
+        raise
     except Exception as error:  # a damaged archive raises zipfile's, zlib's and NumPy's errors
-        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+        raise InputError(f"{path} is not a readable .npz file: {reason(error)}") from error
     return _checked(path, entries)
 
 
 def _read_safetensors(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as archive:
             entries = {name: archive.get_tensor(name) for name in needed.intersection(archive.keys())}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable .safetensors file: {error}") from error
+    except Exception as error:  # besides its own errors, KeyError and others for number types that NumPy lacks
+        raise InputError(f"{path} is not a readable .safetensors file: {reason(error)}") from error
     return _checked(path, entries)
 
 
@@ -303,7 +309,7 @@ def read_labels(labels: str) -> tuple[list[str], list[str]]:
     Raises:
       InputError: neither a file nor a benchmark; or a file that is empty, not UTF-8, or names a label twice.
     """
-    path = pathlib.Path(labels).expanduser()
+    path = home(labels)
     if labels in BENCHMARKS:
         names = [name for split in label_split(labels).values() for name in split]
         display_names = importlib.import_module(f"mlfsic_jax.data.{labels}").DISPLAY_NAMES
@@ -313,10 +319,10 @@ def read_labels(labels: str) -> tuple[list[str], list[str]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labels={labels} cannot be read as UTF-8 text: {error}") from error
+        raise InputError(f"--labels={labels} cannot be read as UTF-8 text: {reason(error)}") from error
     pairs = [[part.strip() for part in line.partition("\t")[::2]] for line in lines]
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = [label_name(name, f"--labels={labels}") for name, _ in pairs]
+    twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
     if twice or not names:
         raise InputError(f"--labels={labels} " + (f"names {twice[0]!r} twice" if twice else "is empty"))
     return names, [display or name.replace("_", " ") for name, display in pairs]
@@ -333,7 +339,7 @@ def write_vectors(path: str | os.PathLike[str], names: Sequence[str], vectors: n
     Raises:
       InputError: the file cannot be written.
     """
-    path = pathlib.Path(path).expanduser()
+    path = home(path)
     try:
         with zipfile.ZipFile(path, "w") as archive:  # not np.savez, which takes names as keywords of its own
             for name, vector in zip(names, vectors, strict=True):
@@ -388,13 +394,14 @@ def _encode_to_file(flags: argparse.Namespace) -> None:
     if flags.weights and not spec.prefix:
         raise InputError(f"encoder {flags.encoder} takes no --weights: give the folder of a model as --model")
     names, displays = read_labels(flags.labels)
+    taken = set(names)
     for name, display in zip(names, displays, strict=True):
         # load_word_vectors looks for the phrase before the name: that must not be another label's name.
         phrases = (spelling for entry in _phrase_entries(name, display) for spelling in (entry, entry.lower()))
-        found = next(spelling for spelling in phrases if spelling in names)
+        found = next(spelling for spelling in phrases if spelling in taken)
         if found != name:
             raise InputError(f"--labels={flags.labels}: {name!r} cannot be told from {found!r}, rename one of them")
-    out = pathlib.Path(flags.out).expanduser()
+    out = home(flags.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

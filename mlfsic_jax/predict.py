@@ -48,6 +48,7 @@ from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.parallel import read_ahead
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import home
 from mlfsic_jax.similarity import cosine_logits, unit
 
 METHODS = ("region_word_ridge", "word_ridge", "ridge", "lcm", "base", "prototypes")
@@ -362,9 +363,9 @@ def _pixels(photo: Any, number: int) -> np.ndarray:
         with io.BytesIO() as file:  # transparency, 16 bits and the like are treated as in a file
             image.save(file, "png", compress_level=0)
             return decode_photo(file.getvalue(), name)
-    except (OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # an image that Pillow has not decoded yet fails as files do
         what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
         raise InputError(f"photo {name} is {what}: give a path, an image or an array uint8 [H, W, 3]") from error
 
@@ -378,7 +379,7 @@ def find_photos(patterns: Sequence[str]) -> list[Path]:
     endings = Image.registered_extensions()
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = home(pattern)
         if path.is_dir():
             photos = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in endings and p.is_file()]
             photos = [p for p in photos if not any(part.startswith(".") for part in p.relative_to(path).parts)]
@@ -400,7 +401,7 @@ def run(flags: argparse.Namespace) -> int:
     Raises:
       InputError: a mistake; nothing was written.
     """
-    out, table = Path(flags.out).expanduser(), Path(flags.support).expanduser()
+    out, table = home(flags.out), home(flags.support)
     if out.suffix not in (".csv", ".json"):
         raise InputError(f"--out={flags.out} must end in .csv or .json")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
@@ -443,7 +444,8 @@ def run(flags: argparse.Namespace) -> int:
 
 def _write_csv(out: Path, classifier: Classifier, rows, unreadable) -> None:
     part = out.with_suffix(".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    # A photo's name need not be text in UTF-8: it is written byte for byte.
+    with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "labels", *classifier.label_names])
         for photo, row in rows:

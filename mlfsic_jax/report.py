@@ -32,6 +32,7 @@ from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.lcm import select_positions
 from mlfsic_jax.models import BaseModel, attention_values
+from mlfsic_jax.reading import home, read_json
 from mlfsic_jax.similarity import unit
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, *, episodes
     """
     import jinja2
 
-    workdir = Path(workdir).expanduser()
-    out = Path(out).expanduser() if out else workdir / "report.html"
+    workdir = home(workdir)
+    out = home(out) if out else workdir / "report.html"
     results = read_results(workdir)
     if episodes < 0:
         raise InputError(f"--episodes={episodes}: must be 0 or more")
@@ -143,7 +144,7 @@ def read_results(workdir: Path) -> list[dict]:
     path = workdir / "results.json"
     again = "run its training command (mlfsic_jax.main --workdir=...) to the end"
     try:
-        results = json.loads(path.read_text())
+        results = read_json(path)
         done, wanted = [entry["n_shot"] for entry in results], list(results[0]["config"]["shots"])
         for entry in results:  # what else an older version may lack
             entry["config"]["data"]["policy"], entry["calibration_error"], entry["theta"]["sweep"]
@@ -162,8 +163,8 @@ def read_metrics(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [line for line in lines if "n_shot" in line]
-    except ValueError:
+        return [line for line in lines if isinstance(line, dict) and "n_shot" in line]
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged: run the training command again, which mends it") from None
 
 
@@ -572,7 +573,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
     with one_line_errors("no page was written"):
-        cache_dir = read_results(Path(flags.workdir).expanduser())[0]["config"]["cache_dir"]
+        cache_dir = read_results(home(flags.workdir))[0]["config"]["cache_dir"]
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).absolute() / "compiled"))
         path = write_report(flags.workdir, flags.out, episodes=flags.episodes, seed=flags.seed)
     print(f"report: {path}")

@@ -28,6 +28,7 @@ mentions the first is taken. A label with commas or slashes is a list of synonym
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -39,6 +40,7 @@ import numpy as np
 
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import home
 
 
 class Encoder(NamedTuple):
@@ -108,7 +110,7 @@ def encode_labels(
         there is one and ``model`` is not given.
       mentions: for each label the sentences that mention it (``read_sentences``), for an encoder in context.
       batch_size: texts per step.
-      local_files_only: whether to use only what is on this machine already.
+      local_files_only: whether to use only what is on this machine already; a folder as ``model`` needs no network.
 
     Returns:
       float32 [C, d].
@@ -127,11 +129,17 @@ def encode_labels(
     transformers.logging.set_verbosity_error()  # it reports parts of a checkpoint that are not needed; see missing
     network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
     source = model or spec.model
+    in_folder = home(source).is_dir()
+    if in_folder:
+        source = str(home(source))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
-        network, loaded = network_class.from_pretrained(
-            source, local_files_only=local_files_only, output_loading_info=True
-        )
+        # A model may bring code of its own; transformers would ask whether to run it. Pickles are read as bare tensors.
+        options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
+        with _offline(local_files_only or in_folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            network, loaded = network_class.from_pretrained(
+                source, output_loading_info=True, weights_only=True, **options
+            )
     except Exception as error:  # the hub, transformers, tokenizers, safetensors and torch raise errors of all kinds
         raise InputError(
             f"the model {source} cannot be loaded: {_first_line(error)}. Give --model=NAME_OR_FOLDER with a model of "
@@ -144,9 +152,10 @@ def encode_labels(
     if not tokenizer.is_fast or getattr(tokenizer, token) is None:
         raise InputError(f"{encoder} cannot use {source}: its tokeniser has no {token}, or no offsets of tokens")
     if weights is None and model is None and spec.weights:
-        weights = _download(*spec.weights, local_files_only)
+        with _offline(local_files_only):
+            weights = _download(*spec.weights, local_files_only)
     if weights is not None:
-        _load_weights(network, pathlib.Path(weights).expanduser(), spec.prefix)
+        _load_weights(network, home(weights), spec.prefix)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.eval().float().to(device)
 
@@ -230,6 +239,19 @@ def _libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
+@contextlib.contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """Keeps the hub's client from the network: even to find local files, it asks the hub for other things."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _download(repository: str, file: str, local_files_only: bool) -> str:
     from huggingface_hub import hf_hub_download
 
@@ -261,7 +283,7 @@ def _load_weights(network: Any, path: pathlib.Path, prefix: str) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")
+    return lines[0].rstrip(".:")[:200]
 
 
 def read_sentences(
@@ -288,7 +310,7 @@ def read_sentences(
     Raises:
       InputError: the file is missing or malformed (the line is named), or some labels have no sentence (all listed).
     """
-    path = pathlib.Path(path).expanduser()
+    path = home(path)
     column = {key: i for names in (display_names, label_names) for i, key in enumerate(names)}
     patterns = [_mention_pattern(display) for display in display_names]
     mentions: list[list[Mention]] = [[] for _ in label_names]

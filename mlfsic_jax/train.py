@@ -31,6 +31,7 @@ from mlfsic_jax.files import lock, write_arrays, write_json, write_tree
 from mlfsic_jax.metrics import multilabel_metrics
 from mlfsic_jax.models import BaseModel, LCMOptions
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import read_json
 
 # Keys of one run's random streams, folded into jax.random.key(config.seed).
 _INIT, _EPISODES, _NOISE, _VALIDATION, _SWEEP, _TEST = range(6)
@@ -598,8 +599,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> N
         write_json(path, wanted)
     parallel.wait_for_all()
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
+        found = dict(read_json(path))
+    except (ValueError, TypeError):
         raise InputError(f"{path} is damaged: choose another workdir") from None
     for name, section in default().to_dict().items():  # fields that came later had their defaults there
         if isinstance(section, dict) and isinstance(found.get(name), dict):
@@ -642,7 +643,7 @@ class MetricsLog:
         self._mine: list[dict] = []
         if not parallel.is_first():
             return
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_whole(line) and not self._will_repeat(json.loads(line), after_step)]
         part = path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in kept))
@@ -681,6 +682,7 @@ def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str
 
 def _is_whole(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:  # the run was killed while it wrote this line
+        metrics = json.loads(line)
+        return isinstance(metrics, dict) and isinstance(metrics.get("step"), int)
+    except (ValueError, RecursionError):  # the run was killed while it wrote this line
         return False

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import mlfsic_jax
 from configs import demo
-from mlfsic_jax import export, predict, train
+from mlfsic_jax import export, files, predict, train
 from mlfsic_jax.errors import InputError
 from tests import made_up
 from tests.test_predict import assert_like_evaluation, folder_run
@@ -167,6 +167,72 @@ def test_a_folder_that_is_cut_short(frozen, tmp_path, harm, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         predict.load(out)
     assert "\n" not in str(caught.value)
+
+
+def rewritten(out, change_manifest=lambda manifest: None, **arrays):
+    """Changes a folder as somebody would who also mends its checksums."""
+    for name, change_arrays in arrays.items():
+        path = out / f"{name}.safetensors"
+        content, metadata = files.read_arrays(path)
+        change_arrays(content)
+        files.write_arrays(path, content, metadata)
+    manifest = json.loads((out / "model.json").read_text())
+    change_manifest(manifest)
+    for name in manifest["files"] if isinstance(manifest["files"], dict) else ():
+        manifest["files"][name] = export._digest(out / name)
+    manifest["sha256"] = export._manifest_digest(manifest)
+    (out / "model.json").write_text(json.dumps(manifest))
+
+
+def put(**values):
+    return lambda content: content.update(values)
+
+
+KERNEL = "variables/params/joint/a_text/kernel"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"change_manifest": lambda m: m.pop("config")}, "the config of .* is of another version .*'config'"),
+        ({"change_manifest": put(format=None)}, "has format None, this version reads 1"),
+        ({"change_manifest": put(files=["card.md"])}, "model.json was altered or is of another version"),
+        ({"change_manifest": put(models=7)}, "model.json was altered or is of another version"),
+        ({"change_manifest": lambda m: m["models"][0].pop("theta")}, "another version .*KeyError: 'theta'"),
+        ({"change_manifest": lambda m: m["config"].update(backbone="vgg")}, "config.backbone = 'vgg': must be one of"),
+        (
+            {"change_manifest": lambda m: m["config"]["model"].update(d_joint=13)},
+            "config.model.d_joint = 13: must be a",
+        ),
+        ({"change_manifest": lambda m: m["config"]["model"].update(d_joint="x")}, "is of another version"),
+        (
+            {"change_manifest": lambda m: m["config"]["model"].update(d_joint=32)},
+            r"model_1shot.safetensors does not fit its config: 'variables/params/.*' is \[.*\], expected \[",
+        ),
+        ({"model_1shot": lambda a: a.pop(KERNEL)}, f"does not fit its config: '{KERNEL}' is absent, expected "),
+        ({"model_1shot": lambda a: a.pop("fitted/mean")}, "another version .*'mean'"),
+        (
+            {"model_1shot": lambda a: a.update({"fitted/mean": a["fitted/mean"][:-1]})},
+            r"'fitted/mean' is \[\d+\], expected \[",
+        ),
+        (
+            {"model_1shot": lambda a: a[KERNEL].fill(np.nan)},
+            f"model_1shot.safetensors .*{KERNEL} holds NaN or infinity",
+        ),
+        (
+            {"backbone": lambda a: a.update({k: v[..., :1] for k, v in a.items() if k.endswith("1_0/kernel")})},
+            "backbone.safetensors does not fit its config: 'params/network/",
+        ),
+    ],
+)
+def test_a_folder_that_means_harm(frozen, tmp_path, changes, complaint):
+    out = shutil.copytree(frozen[2], tmp_path / "out")
+    rewritten(out)
+    predict.load(out)
+    rewritten(out, **changes)
+    with pytest.raises(InputError, match=complaint) as caught:
+        predict.load(out)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_a_folder_of_a_later_format(frozen, tmp_path, monkeypatch):

@@ -95,6 +95,22 @@ def test_a_damaged_cache_is_built_again(tmp_path, capsys, file):
     np.testing.assert_array_equal(cache.read(ALL)[:, 0], np.arange(N) / 2)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{}", "[" * 100_000, '{"done": 70, "skipped": {}}', '{"checksums": [[70, 1]], "skipped": [1]}'),
+        *('{"checksums": [[70]], "skipped": {}}', '{"checksums": [["x", 1]], "skipped": {}}'),
+    ],
+    ids=range(7),
+)
+def test_odd_notes_of_progress_are_not_trusted(tmp_path, capsys, content):
+    path = build(tmp_path)[0].path
+    (path / "progress.json").write_text(content)
+    cache, calls = build(tmp_path)
+    assert len(calls) == 3 and "damaged" in capsys.readouterr().out
+    np.testing.assert_array_equal(cache.read(ALL), np.arange(N)[:, None].repeat(3, 1) / 2)
+
+
 def test_rows_that_rotted_are_computed_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 1)
     path = build(tmp_path)[0].path / "values.npy"

@@ -40,7 +40,7 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
         path.write_bytes(changed)
         if content[i : i + 1] == b" " and i > padding:
             continue
-        with pytest.raises(InputError, match=r"x\.safetensors is .*damaged .*run the command"):
+        with pytest.raises(InputError, match=r"x\.safetensors is .*damaged .*run again the command"):
             files.read_arrays(path)
     for length in (0, 7, 100, len(content) - 1):
         path.write_bytes(content[:length])

@@ -4,6 +4,9 @@ import gzip
 import os
 import pathlib
 import sys
+import time
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -126,6 +129,46 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         load_word_vectors(path, ["dog"], ["dog"])
     assert str(path) in str(caught.value)
+
+
+def test_a_line_without_end_is_not_read_whole(tmp_path):
+    path = tmp_path / "bomb.txt.gz"
+    path.write_bytes(gzip.compress(b"dog 1 2\ncat " + b"1" * 50_000_000))
+    assert path.stat().st_size < 60_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="bomb.txt.gz, line 2 has more than 1,048,576 bytes: it is no word's vector"):
+        load_word_vectors(path, ["dog"], ["dog"])
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_long_number_costs_no_time(tmp_path):
+    path = tmp_path / "digits.txt"
+    path.write_bytes(b"dog " + b"1" * 1_000_000 + b"x\n")  # as many ways to read it as it has digits, squared
+    started = time.process_time()
+    with pytest.raises(InputError, match="line 1: expected a word and its vector"):
+        load_word_vectors(path, ["dog"], ["dog"])
+    assert time.process_time() - started < 5
+
+
+def test_archives_that_are_bombs_or_hold_objects(tmp_path):
+    path = tmp_path / "words.npz"
+    np.savez_compressed(path, dog=np.ones(2, np.float32), other=np.zeros(5_000_000))
+    with pytest.raises(
+        InputError, match=r"words.npz has [\d,]+ bytes and would expand to 40,000,\d+: it is damaged or"
+    ):
+        load_word_vectors(path, ["dog"], ["dog"])
+    np.savez(path, dog=np.array([print], dtype=object))
+    with pytest.raises(InputError, match=r"words.npz is not a readable .npz file: Object arrays cannot be loaded"):
+        load_word_vectors(path, ["dog"], ["dog"])
+    with open(path, "wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(InputError, match=r"words.npz is a single array"):
+        load_word_vectors(path, ["dog"], ["dog"])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("dog", b"text")
+    with pytest.raises(InputError, match=r"words.npz is not a readable .npz file: its member 'dog' is no array"):
+        load_word_vectors(path, ["dog"], ["dog"])
 
 
 def test_missing_and_zipped_files_are_named(tmp_path):

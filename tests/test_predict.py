@@ -408,3 +408,19 @@ def test_photos_outside_of_the_csv_file_s_folder(frozen, user, tmp_path):
     (user / "tables/support.csv").write_text(f"file,labels\n../example0.png,kelp\n{absolute},sea\n")
     predict.main(arguments(frozen, support="tables/support.csv", images="mine/deeper", method="ridge"))
     assert len(Path("out.csv").read_text().splitlines()) == 6
+
+
+def test_names_of_photos_and_labels_in_any_script(frozen, user, capsys):
+    for name in (b"caf\xe9.png", "\u6d77.png".encode()):  # the first in Latin-1, which is no UTF-8
+        shutil.copy("example0.png", os.path.join(b"mine/deeper", name))
+    Path("support.csv").write_text(
+        "file,labels\nexample0.png,caf\u00e9\nexample1.png,cafe\u0301|\u6d77\nexample2.png,\u6d77\n"
+    )
+    predict.main(arguments(frozen, images="mine/deeper", method="ridge"))
+    lines = Path("out.csv").read_bytes().splitlines()
+    assert lines[0].decode() == "file,labels,caf\u00e9,\u6d77"
+    assert any(line.startswith(b"mine/deeper/caf\xe9.png,") for line in lines)
+    assert any(line.startswith("mine/deeper/\u6d77.png,".encode()) for line in lines)
+    Path("cut.csv").write_text("file,labels\n/dev/zero,sea\nexample1.png,kelp\n")
+    with pytest.raises(SystemExit, match="error: photo /dev/zero cannot be read from /dev/zero: it is no file"):
+        predict.main(arguments(frozen, support="cut.csv", method="ridge"))

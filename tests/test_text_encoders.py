@@ -1,6 +1,8 @@
 """Text encoders against the same tiny networks run by hand, one text at a time and without a tokeniser."""
 
 import copy
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -319,6 +321,43 @@ def test_mistakes_in_a_model_are_one_line(bert, tmp_path):
     with pytest.raises(InputError, match="text.pt cannot be loaded into the model") as caught:
         encode_labels("bert_biencoder", ["dog"], model=str(folder), weights=tmp_path / "text.pt")
     assert "\n" not in str(caught.value)
+
+
+class Attack:
+    """Unpickling this creates the file: the stand-in for any command."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_no_code_of_a_model_or_its_weights_is_run(bert, tmp_path):
+    import torch
+
+    folder, network = bert
+    target = tmp_path / "executed"
+    torch.save({"_concept_encoder.embeddings.word_embeddings.weight": Attack(target)}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="evil.pt cannot be loaded into the model: Weights only load failed"):
+        encode_labels("bert_biencoder", ["dog"], model=str(folder), weights=tmp_path / "evil.pt")
+
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save(network.state_dict(), pickled / "pytorch_model.bin")
+    encode_labels("mirrorbert", ["dog"], model=str(pickled))  # bare tensors are read
+    torch.save(network.state_dict() | {"x": Attack(target)}, pickled / "pytorch_model.bin")
+    with pytest.raises(InputError, match="/pickled cannot be loaded: .*[Ww]eights"):
+        encode_labels("mirrorbert", ["dog"], model=str(pickled))
+
+    own_code = shutil.copytree(folder, tmp_path / "own_code")
+    config = json.loads((own_code / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"}}
+    (own_code / "config.json").write_text(json.dumps(config))
+    (own_code / "mine.py").write_text(f"open({str(target)!r}, 'w')\nclass Mine: pass\n")
+    with pytest.raises(InputError, match="/own_code cannot be loaded: .*custom code"):
+        encode_labels("mirrorbert", ["dog"], model=str(own_code))
+    assert not target.exists()
 
 
 def test_a_tokeniser_without_a_mask_is_told(bert, tmp_path):

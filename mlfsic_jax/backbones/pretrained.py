@@ -14,16 +14,16 @@ A backbone may have these class attributes, all optional:
 
 from __future__ import annotations
 
-import collections
 import hashlib
+import io
 import math
 import os
-import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from flax import traverse_util
 
 from mlfsic_jax.backbones import create
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import check_expansion, read_npz, reason, shown
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _WRAPPERS = ("state_dict", "model")
@@ -42,6 +43,7 @@ _CONVERT = (
     "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
     'then safetensors.torch.save_file(state, "weights.safetensors")'
 )
+_LONGEST_KEY = 1000  # characters
 _MOST_LISTED = 8  # keys of one kind in an error message
 
 
@@ -233,8 +235,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"the weights file {path} is truncated or damaged ({reason}): download or export it again")
+    return InputError(f"the weights file {path} is truncated or damaged ({reason(error)}): download or export it again")
 
 
 def _torch_key(leaf: tuple[str, ...]) -> str:
@@ -253,7 +254,8 @@ def _linen_axes(leaf: tuple[str, ...], ndim: int) -> tuple[int, ...]:
 
 def _listed(keys: list[str]) -> str:
     more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
-    return ", ".join(keys[:_MOST_LISTED]) + more
+    listed = (key if len(key) < 150 and key.isprintable() else shown(key) for key in keys[:_MOST_LISTED])
+    return ", ".join(listed) + more
 
 
 def _rename(state: Mapping[str, np.ndarray], former_names: Mapping[str, str]) -> Mapping[str, np.ndarray]:
@@ -276,13 +278,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as stream:  # np.load leaves a damaged file open when it opens it itself
-        content = np.load(stream, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            raise InputError(f"{path} is a single array: save the weights with numpy.savez(path, **state)")
-        arrays = {key: content[key] for key in content.files}
     # NumPy writes bfloat16, which it does not know, as two bytes of nothing in particular.
-    return {key: a.view(ml_dtypes.bfloat16) if a.dtype == np.dtype("V2") else a for key, a in arrays.items()}
+    return {key: a.view(ml_dtypes.bfloat16) if a.dtype == np.dtype("V2") else a for key, a in read_npz(path)}
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
@@ -309,8 +306,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
             return np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype, count)
 
-        with archive.open(f"{roots[0]}/data.pkl") as stream:
-            content = _TensorUnpickler(stream, storage, path).load()
+        check_expansion(archive, path)
+        content = _StateReader(storage, path).read(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")))
     return dict(_tensors(content, path))
 
 
@@ -325,9 +322,7 @@ def _read_legacy_pth(path: Path) -> dict[str, np.ndarray]:
         return np.empty(count, dtype)  # the numbers follow after the last pickle
 
     with open(path, "rb") as stream:
-        magic, protocol, system, content, keys = (
-            _TensorUnpickler(stream, storage, path, storages).load() for _ in range(5)
-        )
+        magic, protocol, system, content, keys = (_StateReader(storage, path, storages).read(stream) for _ in range(5))
         if magic != _LEGACY_MAGIC or protocol != 1001:
             raise InputError(f"{path} is a pickle but was not written by torch.save: {_CONVERT}")
         if not system["little_endian"]:
@@ -349,7 +344,9 @@ def _tensors(content: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise InputError(f"{path} holds a {type(content).__name__}, not the state dict of a module: {_CONVERT}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, np.ndarray):
-            raise InputError(f"{path} is not a state dict: its entry {key!r} is a {type(value).__name__}. {_CONVERT}")
+            raise InputError(
+                f"{path} is not a state dict: its entry {shown(key)} is a {type(value).__name__}. {_CONVERT}"
+            )
         yield key, value
 
 
@@ -373,8 +370,9 @@ class _ScriptModule:
 
     __slots__ = ("_attributes",)
 
-    def __setstate__(self, attributes: dict[str, Any]) -> None:
-        if type(attributes) is not dict:
+    def set_attributes(self, attributes: dict[str, Any]) -> None:
+        """What the stream gives it."""
+        if not isinstance(attributes, dict):
             raise ValueError("a module with a state of its own making")
         self._attributes = attributes
 
@@ -386,6 +384,8 @@ class _ScriptModule:
             if id(module) in seen:  # a file may claim that a module holds itself
                 continue
             seen.add(id(module))
+            if len(prefix) > _LONGEST_KEY:
+                raise ValueError("modules within modules without end")
             for name, value in module._attributes.items():
                 if isinstance(value, np.ndarray):
                     tensors[f"{prefix}{name}"] = value
@@ -394,49 +394,145 @@ class _ScriptModule:
         return tensors
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Reads state dicts only: a pickle stream can do no more than call the names that ``find_class`` lets through.
+_MARK = object()
+_LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ARGUMENTS = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+)
 
-    Storage types come back as plain strings and functions as methods of this object, so the stream gets hold of
-    nothing whose behaviour it could alter. An object of a TorchScript program, whatever its class, becomes a
-    ``_ScriptModule``; the typed lists and dicts of such programs become plain ones.
+
+class _StateReader:
+    """Reads state dicts from pickle streams, which are programs, without running them.
+
+    Of the instructions, this knows those that put together numbers, texts, lists, tuples and dicts; of the names that
+    a stream may call, those of ``_find``. Python's own unpickler, restricted to the same names, would still take
+    gigabytes for an entry number, and crash when it hashes a deeply nested key. An object of a TorchScript program,
+    whatever its class, becomes a ``_ScriptModule``; the typed lists and dicts of such programs become plain ones.
     """
 
     def __init__(
         self,
-        stream: Any,
         storage: Callable[[str, np.dtype, int], np.ndarray],
         path: Path,
         storages: dict[str, np.ndarray] | None = None,
     ) -> None:
-        super().__init__(stream)
         self._storage, self._path = storage, path
         self._storages = {} if storages is None else storages
 
-    def find_class(self, module: str, name: str) -> Any:
+    def read(self, stream: BinaryIO) -> Any:
+        """The object that the next pickle in the stream describes."""
+        stack: list[Any] = []
+        memo: dict[int, Any] = {}
+
+        def since_mark() -> list[Any]:
+            start = len(stack) - 1 - next(i for i, item in enumerate(reversed(stack)) if item is _MARK)
+            items = stack[start + 1 :]
+            del stack[start:]
+            return items
+
+        for opcode, argument, _ in pickletools.genops(stream):
+            match opcode.name:
+                case name if name in _ARGUMENTS:
+                    stack.append(argument)
+                case name if name in _LITERALS:
+                    stack.append(_LITERALS[name])
+                case "PROTO" | "FRAME":
+                    pass
+                case "MARK":
+                    stack.append(_MARK)
+                case "POP":
+                    stack.pop()
+                case "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "GET" | "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "EMPTY_LIST":
+                    stack.append([])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "EMPTY_TUPLE":
+                    stack.append(())
+                case "LIST":
+                    stack.append(since_mark())
+                case "TUPLE":
+                    stack.append(tuple(since_mark()))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    n = int(opcode.name[-1])
+                    stack[-n:] = [tuple(stack[-n:])]
+                case "DICT":
+                    stack.append(_put({}, since_mark()))
+                case "APPEND":
+                    item = stack.pop()
+                    _as(list, stack[-1]).append(item)
+                case "APPENDS":
+                    items = since_mark()
+                    _as(list, stack[-1]).extend(items)
+                case "SETITEM":
+                    value, key = stack.pop(), stack.pop()
+                    _put(_as(dict, stack[-1]), [key, value])
+                case "SETITEMS":
+                    items = since_mark()
+                    _put(_as(dict, stack[-1]), items)
+                case "GLOBAL":
+                    stack.append(self._find(*argument.split(" ", 1)))
+                case "STACK_GLOBAL":
+                    name, module = stack.pop(), stack.pop()
+                    stack.append(self._find(_as(str, module), _as(str, name)))
+                case "REDUCE":
+                    arguments, function = stack.pop(), stack.pop()
+                    if not isinstance(function, _Function):
+                        raise ValueError("something is called that is no function")
+                    stack.append(function.call(*_as(tuple, arguments)))
+                case "NEWOBJ":
+                    arguments, function = stack.pop(), stack.pop()
+                    if function is not _ScriptModule or arguments != ():
+                        raise ValueError("an object of an unknown class")
+                    stack.append(_ScriptModule())
+                case "BUILD":
+                    state = stack.pop()
+                    if isinstance(stack[-1], _ScriptModule):
+                        stack[-1].set_attributes(state)
+                    elif not isinstance(stack[-1], dict):  # an OrderedDict's attributes: versions of its modules
+                        raise ValueError("attributes of something that has none")
+                case "BINPERSID":
+                    stack.append(self._find_storage(stack.pop()))
+                case "STOP":
+                    (content,) = stack
+                    return content
+                case name:
+                    raise ValueError(f"the instruction {name}, which no state dict needs")
+        raise AssertionError("genops ends with STOP or an error")
+
+    def _find(self, module: str, name: str) -> Any:
         """The allow-list; everything else is refused."""
         if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
+            return _Function(lambda pairs=(): _put({}, [part for key, value in pairs for part in (key, value)]))
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
+            return _Function(self._rebuild_tensor)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._as_it_is
+            return _Function(_as_it_is)
         if module == "torch.jit._pickle" and name in _SCRIPT_VALUES:
-            return self._as_it_is
+            return _Function(_as_it_is)
         if module.split(".")[0] == "__torch__":
             return _ScriptModule
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
+        wanted = " ".join(f"{module}.{name}".split())[:80]
         raise InputError(
-            f"{self._path} refers to {module}.{name}; only plain tensors are read, and no code from a file is run. "
+            f"{self._path} refers to {wanted}; only plain tensors are read, and no code from a file is run. "
             f"Ask its author for a plain state dict, or {_CONVERT}"
         )
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def _find_storage(self, pid: Any) -> np.ndarray:
         """("storage", type, key, device, count) -> the numbers of one storage, 1-d."""
         kind, storage_type, key, _device, count, *_view = pid
-        if kind != "storage" or not isinstance(key, str) or any(view is not None for view in _view):
-            raise ValueError(f"unknown reference {pid!r}")
+        _as(str, storage_type), _as(str, key)
+        if kind != "storage" or any(view is not None for view in _view):
+            raise ValueError("a reference to something that is no storage")
         if key not in self._storages:
             self._storages[key] = self._storage(key, _STORAGE_DTYPES[storage_type], count)
         return self._storages[key]
@@ -448,7 +544,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if not isinstance(storage, np.ndarray) or storage.ndim != 1:
             raise ValueError("a tensor without storage")
         if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-            raise ValueError(f"a tensor of impossible layout {offset!r}, {size!r}, {stride!r}")
+            raise ValueError(f"a tensor of impossible layout {shown((offset, size, stride))}")
         if math.prod(size) == 0:
             return np.zeros(size, storage.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -457,5 +553,27 @@ class _TensorUnpickler(pickle.Unpickler):
         steps = [step * storage.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
-    def _as_it_is(self, value: Any, *_: Any) -> Any:
-        return value
+
+class _Function(NamedTuple):
+    """What a stream may call; it gets hold of nothing whose behaviour it could alter."""
+
+    call: Callable[..., Any]
+
+
+def _as_it_is(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _as(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"a {type(value).__name__} in the place of a {kind.__name__}")
+    return value
+
+
+def _put(found: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
+    """Adds key, value, key, value, .."""
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, (str, int, float, bytes)):  # a nested tuple may be too deep to be hashed
+            raise ValueError(f"a {type(key).__name__} as a key")
+        found[key] = value
+    return found

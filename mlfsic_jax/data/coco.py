@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import label_name, photo_path, read_json, reason, shown
 
 LABEL_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -70,7 +71,9 @@ def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepare
         for stem, photo, labels in instances(path, source / name):
             unknown = sorted(set(labels) - set(LABEL_NAMES))
             if unknown:
-                raise InputError(f"{path} has the category {unknown[0]!r}, which is none of COCO's 80: get it again")
+                raise InputError(
+                    f"{path} has the category {shown(unknown[0])}, which is none of COCO's 80: get it again"
+                )
             examples.append(prepared.Example(f"{name}/{stem}", photo, labels))
     missing = prepared.missing_photos([example.photo for example in examples], source)
     if missing:
@@ -90,29 +93,31 @@ def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathl
       (file name without its ending, photo, sorted label names) of every image, annotated or not.
 
     Raises:
-      InputError: the file is no such JSON, or it refers to an image or category that it does not have.
+      InputError: the file is no such JSON, it refers to an image or category that it does not have, or has one twice.
     """
     try:
-        content = json.loads(path.read_bytes())
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        content = read_json(path)
+        names = {category["id"]: label_name(category["name"], str(path)) for category in content["categories"]}
+        files = {image["id"]: photo_path(image["file_name"], str(path), folder) for image in content["images"]}
+        for what, found in (("categories", names), ("images", files)):
+            if len(found) < len(content[what]):
+                raise InputError(f"{path} gives two of its {what} the same id: correct the file, or get it again")
+        if len(set(files.values())) < len(files):
+            twice = next(file for file, n in collections.Counter(files.values()).items() if n > 1)
+            raise InputError(f"{path} names the photo {shown(str(twice))} twice: correct the file, or get it again")
         labels: dict[Any, set[str]] = {image: set() for image in files}
         for annotation in content["annotations"]:
             labels[annotation["image_id"]].add(names[annotation["category_id"]])
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except ValueError as error:  # JSON's and Unicode's
-        raise InputError(f"{path} is not valid JSON ({error}): is the download complete?") from error
+        raise InputError(f"{path} is not valid JSON ({reason(error)}): is the download complete?") from error
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {reason(error)}"
         raise InputError(
-            f'{path} is not a COCO instances file ({reason}): it needs "images", "annotations" and "categories" whose '
+            f'{path} is not a COCO instances file ({why}): it needs "images", "annotations" and "categories" whose '
             "ids match"
         ) from error
-    found = []
-    for image, file in files.items():
-        photo = pathlib.PurePosixPath(file)
-        if photo.is_absolute() or ".." in photo.parts:
-            raise InputError(f"{path} names the photo {file!r}: photos must lie inside {folder}")
-        found.append((str(photo.with_suffix("")), folder / photo, sorted(labels[image])))
-    return found
+    return [(str(photo.with_suffix("")), folder / photo, sorted(labels[image])) for image, photo in files.items()]

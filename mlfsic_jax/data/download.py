@@ -28,6 +28,7 @@ from typing import IO, Any, NamedTuple
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import lock
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import home, reason
 
 _MB = 10**6
 
@@ -168,7 +169,7 @@ def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **
     Raises:
       InputError: too little disk space, or as ``fetch`` and ``unpack``.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = home(folder)
     with _one_line(folder):
         missing = [asset for asset in assets if not _is_unpacked(asset, folder)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,7 @@ def fetch(
     Raises:
       InputError: the file cannot be had, is not the published one, or cannot be written.
     """
-    path = pathlib.Path(folder).expanduser() / asset.filename
+    path = home(folder) / asset.filename
     with _one_line(path.parent):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +234,7 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, w
     Raises:
       InputError: the archive is damaged or unsafe, lacks something that is wanted, or does not fit on the disk.
     """
-    archive, folder = pathlib.Path(archive), pathlib.Path(folder).expanduser()
+    archive, folder = pathlib.Path(archive), home(folder)
     scratch = folder / f".unpacking-{archive.name}"
     with _one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -440,7 +441,7 @@ def _extract(archive: pathlib.Path, scratch: pathlib.Path, wanted: Sequence[str]
     except (InputError, OSError):
         raise
     except Exception as error:  # damaged archives raise tarfile's, zipfile's and zlib's errors, IndexError and others
-        raise InputError(f"{archive} is damaged ({error}): delete it, and it is downloaded again") from error
+        raise InputError(f"{archive} is damaged ({reason(error)}): delete it, and it is downloaded again") from error
     return list(files)
 
 

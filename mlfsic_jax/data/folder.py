@@ -20,9 +20,11 @@ from PIL import Image
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import instances
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import label_name, photo_path, reason, shown
 
 DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"
+_MAX_FIELD = 1 << 17  # characters
 LAYOUT = (
     "Give a folder of photos with labels.csv (columns file, labels; several labels as sand|sea), or with labels.csv of "
     "one 0/1 column per label, or with labels.json in COCO's format, or with one sub-folder of photos per label"
@@ -72,26 +74,31 @@ def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.P
     labels: dict[pathlib.Path, list[str]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
+            csv.field_size_limit(_MAX_FIELD)  # of the whole process; others may have raised it
             reader = csv.DictReader(file, strict=True)
             columns = [column.strip() for column in reader.fieldnames or ()]
-            if columns[:1] != ["file"] or len(columns) < 2 or "" in columns or len(set(columns)) != len(columns):
+            if columns[:1] != ["file"] or len(columns) < 2 or "" in columns:
                 raise InputError(
-                    f"{path}, line 1: the columns must be file,labels or file and one column per label, not {columns}"
+                    f"{path}, line 1: the columns must be file,labels or file and one column per label, "
+                    f"not {shown(columns)}"
                 )
+            columns = ["file", *(label_name(column, f"{path}, line 1") for column in columns[1:])]
+            if len(set(columns)) != len(columns):
+                raise InputError(f"{path}, line 1: a column occurs twice in {shown(columns)}")
             reader.fieldnames = columns
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
                     raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
                 names = _names(row, columns, where)
-                photo = pathlib.PurePosixPath(row["file"].strip())
-                if not photo.parts or (not anywhere and (photo.is_absolute() or ".." in photo.parts)):
-                    raise InputError(f"{where}: {row['file']!r} must be the path of a photo inside {path.parent}")
+                photo = photo_path(row["file"].strip(), where, path.parent, anywhere)
                 if path.parent / photo in labels:
-                    raise InputError(f"{where}: {row['file']!r} occurs twice; put all labels of a photo into one line")
+                    raise InputError(
+                        f"{where}: {shown(row['file'])} occurs twice; put all labels of a photo into one line"
+                    )
                 labels[path.parent / photo] = names
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}): save it as CSV in UTF-8") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}): save it as CSV in UTF-8") from error
     if columns == ["file", "labels"]:
         return labels, list(dict.fromkeys(name for names in labels.values() for name in names))
     return labels, columns[1:]
@@ -100,9 +107,9 @@ def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.P
 def _names(row: dict[str, str], columns: list[str], where: str) -> list[str]:
     """The labels of one line."""
     if columns == ["file", "labels"]:
-        names = [name.strip() for name in row["labels"].split("|") if name.strip()]
+        names = [label_name(name.strip(), where) for name in row["labels"].split("|") if name.strip()]
         if len(set(names)) != len(names):
-            raise InputError(f"{where}: a label occurs twice in {row['labels']!r}")
+            raise InputError(f"{where}: a label occurs twice in {shown(row['labels'])}")
         return names
     cells = {column: row[column].strip() for column in columns[1:]}
     for column, cell in cells.items():
@@ -131,6 +138,8 @@ def _photos(source: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     endings = Image.registered_extensions()
     for folder in sorted(source.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
+            label = label_name(folder.name, f"a sub-folder of {folder.parent}")
             for photo in sorted(folder.rglob("*")):
                 if photo.suffix.lower() in endings and photo.is_file():
-                    yield folder.name, photo
+                    photo_path(str(photo.relative_to(folder)), str(folder), folder)
+                    yield label, photo

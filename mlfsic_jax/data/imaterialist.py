@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import pathlib
-import sys
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import listing
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import photo_path, read_json, reason, shown
 
 LABEL_NAMES = (
     "shirt, blouse", "top, t-shirt, sweatshirt", "sweater", "cardigan", "jacket", "vest", "pants", "shorts", "skirt",
@@ -21,6 +20,7 @@ LABEL_NAMES = (
 )  # fmt: skip
 DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"
+_MAX_FIELD = 2**31 - 1  # characters: a segment's outline is one long field
 LAYOUT = (
     "iMaterialist comes from https://www.kaggle.com/c/imaterialist-fashion-2019-FGVC6/data: give the folder that holds "
     "train.csv, label_descriptions.json and train/"
@@ -43,24 +43,27 @@ def scan(source: pathlib.Path) -> prepared.Source:
 def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path) -> prepared.Contents:
     names = _category_names(descriptions)
     labels: dict[str, set[str]] = {}
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a segment's outline is one long field
     try:
         with open(table, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            csv.field_size_limit(_MAX_FIELD)  # of the whole process; others may have lowered it
+            reader = csv.DictReader(file, strict=True)
             if not {"ImageId", "ClassId"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{table} needs the columns ImageId and ClassId, it has {reader.fieldnames}")
+                raise InputError(f"{table} needs the columns ImageId and ClassId, it has {shown(reader.fieldnames)}")
             for row in reader:
-                category = (row["ClassId"] or "").split("_")[0]  # "6_12_3": category 6 with attributes 12 and 3
+                where = f"{table}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{where}: expected {len(reader.fieldnames)} fields, as the first line has")
+                category = row["ClassId"].split("_")[0]  # "6_12_3": category 6 with attributes 12 and 3
                 if category not in names:
                     raise InputError(
-                        f"{table}, line {reader.line_num}: ClassId {row['ClassId']!r} is no category of "
-                        f"{descriptions.name}; get the file again"
+                        f"{where}: ClassId {shown(row['ClassId'])} is no category of {descriptions.name}; "
+                        "get the file again"
                     )
-                if pathlib.PurePath(row["ImageId"]).name != row["ImageId"]:
-                    raise InputError(f"{table}, line {reader.line_num}: {row['ImageId']!r} is not a photo's file name")
+                if photo_path(row["ImageId"], where, photos).name != row["ImageId"]:
+                    raise InputError(f"{where}: {shown(row['ImageId'])} is not a photo's file name")
                 labels.setdefault(row["ImageId"], set()).add(names[category])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read ({error}): get it again") from error
+        raise InputError(f"{table} cannot be read ({reason(error)}): get it again") from error
     examples = []
     for image, found in labels.items():
         photo = photos / image if pathlib.PurePath(image).suffix else photos / f"{image}.jpg"
@@ -74,10 +77,12 @@ def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path)
 def _category_names(path: pathlib.Path) -> dict[str, str]:
     """Category id, as train.csv writes it -> name."""
     try:
-        names = {str(int(c["id"])): str(c["name"]) for c in json.loads(path.read_bytes())["categories"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} has no readable list of categories ({error}): get it again") from error
+        names = {str(int(c["id"])): str(c["name"]) for c in read_json(path)["categories"]}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} has no readable list of categories ({reason(error)}): get it again") from error
     if set(names.values()) != set(LABEL_NAMES):
         differ = sorted(set(names.values()) ^ set(LABEL_NAMES))
-        raise InputError(f"{path} does not hold iMaterialist 2019's 46 categories, see {differ[0]!r}: get it again")
+        raise InputError(
+            f"{path} does not hold iMaterialist 2019's 46 categories, see {shown(differ[0])}: get it again"
+        )
     return names

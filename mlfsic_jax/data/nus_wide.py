@@ -11,6 +11,7 @@ import numpy as np
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import photo_path, reason
 
 LABEL_NAMES = (
     "airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat",
@@ -71,9 +72,7 @@ def _read(
     labels = np.stack([_column(path, len(listed)) for path in truth], axis=1)  # bool [I, 81]
     examples, skipped = [], 0
     for number, (line, row) in enumerate(zip(listed, labels, strict=True), 1):
-        path = pathlib.PurePosixPath(line.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{image_list}, line {number}: {line[:60]!r} is not a photo's name; get the file again")
+        path = photo_path(line.replace("\\", "/"), f"{image_list}, line {number}", folder)
         photo = next((name for name in (str(path), path.name) if name in found), None)
         if photo is None:
             skipped += 1
@@ -90,7 +89,7 @@ def _lines(path: pathlib.Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): get it again") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}): get it again") from error
 
 
 def _column(path: pathlib.Path, n_images: int) -> np.ndarray:

@@ -6,6 +6,7 @@ and read by TFDS, which needs no TensorFlow for that. It is made in parts, so th
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import lock
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import home, reason, shown
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
 _TABLE_FILE = "table.npz"
@@ -126,8 +128,8 @@ def open_or_prepare(
     """
     if not prepared_dir:
         raise InputError(f"prepared_dir is empty: give a folder that can hold a copy of the photos of {name}")
-    root = pathlib.Path(prepared_dir).expanduser() / f"{name}_photos"
-    path = pathlib.Path(source).expanduser() if source else None
+    root = home(prepared_dir) / f"{name}_photos"
+    path = home(source) if source else None
     if path is not None and path.exists():
         scanned = scan(path)
         copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
@@ -149,9 +151,9 @@ def open_or_prepare(
 
 def is_available(name: str, source: str | os.PathLike[str] | None, prepared_dir: str | os.PathLike[str]) -> bool:
     """Whether ``open_or_prepare`` has something to start from: the source folder or a prepared copy."""
-    if source and pathlib.Path(source).expanduser().exists():
+    if source and home(source).exists():
         return True
-    return any((pathlib.Path(prepared_dir).expanduser() / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+    return any((home(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
 
 
 def digest(parts: Sequence[Any]) -> str:
@@ -171,7 +173,7 @@ def missing_photos(paths: Sequence[pathlib.Path], source: pathlib.Path) -> str:
     missing = [path for path in paths if not _size(path)]
     if not missing:
         return ""
-    first = ", ".join(str(path.relative_to(source)) for path in missing[:3]) + (", .." if len(missing) > 3 else "")
+    first = ", ".join(str(path.relative_to(source))[:200] for path in missing[:3]) + (", .." * (len(missing) > 3))
     return f"{len(missing)} of the {len(paths)} photos that the annotations name are missing or empty: {first}"
 
 
@@ -218,6 +220,9 @@ def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Pa
     examples = contents.examples
     if not examples:
         raise InputError(f"the source of {name} names no photo at all")
+    twice = [photo for photo, n in collections.Counter(example.name for example in examples).items() if n > 1]
+    if twice:
+        raise InputError(f"the source of {name} calls two photos {shown(twice[0])}: rename one, endings do not count")
     size = sum(_size(example.photo) for example in examples)
     copy.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(copy).free
@@ -367,8 +372,9 @@ def _only_copy(name: str, source: pathlib.Path | None, root: pathlib.Path, layou
     return copies[0]
 
 
-def _damaged(copy: pathlib.Path, reason: object) -> InputError:
-    return InputError(f"the prepared copy {copy} is damaged ({reason}): delete that folder, and it is prepared anew")
+def _damaged(copy: pathlib.Path, error: Exception) -> InputError:
+    why = reason(error)
+    return InputError(f"the prepared copy {copy} is damaged ({why}): delete that folder, and it is prepared anew")
 
 
 def _read_table(copy: pathlib.Path) -> Copy:
@@ -376,6 +382,10 @@ def _read_table(copy: pathlib.Path) -> Copy:
     try:
         with open(copy / _TABLE_FILE, "rb") as file, np.load(file) as archive:
             table = Copy(**{field: archive[field] for field in fields}, path=copy)
+        shape, kinds = (len(table.names), len(table.label_names)), [array.dtype.kind for array in table[:-1]]
+        shapes = [(shape[0],), (shape[1],), shape, shape, (shape[0], 2), (shape[0],), (len(table.notes),), ()]
+        if [array.shape for array in table[:-1]] != shapes or kinds != list("UUbbiUUU"):
+            raise ValueError("its table does not fit together")
     except Exception as error:  # a damaged archive raises zipfile's, zlib's and NumPy's errors
         raise _damaged(copy, error) from error
     return table._replace(digest=str(table.digest))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mlfsic_jax.data.dataset import SPLITS, Split
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import home, label_name, read_json, reason
 
 POLICIES = ("exclusive", "leakfree")
 _AUTO_DRAWS = 200
+_MOST_LISTED = 20  # labels in a message
 
 
 def label_split(name: str) -> dict[str, tuple[str, ...]]:
@@ -50,19 +51,27 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
       InputError: the file cannot be read, or names a label that the dataset does not have, or one twice.
     """
     try:
-        content = json.loads(pathlib.Path(path).expanduser().read_bytes())
-        split = {name: tuple(content[name]) for name in SPLITS}
+        content = read_json(home(path))
+        if not all(isinstance(content[name], list) for name in SPLITS):
+            raise TypeError("one of them is no list")
+        split = {name: tuple(label_name(label, os.fspath(path)) for label in content[name]) for name in SPLITS}
     except OSError as error:
         raise InputError(f"config.data.split = {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} must be JSON with the lists "train", "validation" and "novel" ({error!r})') from error
+        raise InputError(
+            f'{path} must be JSON with the lists "train", "validation" and "novel" '
+            f"({type(error).__name__}: {reason(error)})"
+        ) from error
     seen: set[str] = set()
     for name in SPLITS:
         if not split[name]:
             raise InputError(f"{path} has no {name} label")
         for label in split[name]:
             if label not in label_names:
-                raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {label_names}")
+                there = ", ".join(map(repr, label_names[:_MOST_LISTED])) + (", .." * (len(label_names) > _MOST_LISTED))
+                raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {there}")
             if label in seen:
                 raise InputError(f"{path} names the label {label!r} twice")
             seen.add(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.reading import reason
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
+MAX_BYTES = 10**9  # of the file: more than so many pixels take uncompressed, with 16 bits of four colours
 CONTRAST_RANGE = (0.75, 1.25)
 TRANSLATION_PERCENT = 3
 
@@ -46,15 +49,11 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
       InputError: the photo is missing, corrupt, truncated, of an unknown kind, or has more than 89 million pixels.
     """
     if not isinstance(bytes_or_path, bytes):
-        try:
-            with open(bytes_or_path, "rb") as file:
-                bytes_or_path = file.read()
-        except OSError as error:
-            raise InputError(
-                f"photo {name} cannot be read from {os.fspath(bytes_or_path)}: {error.strerror}"
-            ) from error
+        bytes_or_path = _bytes_of(bytes_or_path, name)
     try:
         with Image.open(io.BytesIO(bytes_or_path)) as image:
+            if image.format == "EPS":
+                raise ValueError("it is a PostScript program, which would have to be run")
             too_large = image.width * image.height > MAX_PIXELS
             if not too_large:
                 image.load()
@@ -64,9 +63,27 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
     except UnidentifiedImageError as error:
         raise InputError(f"photo {name} is not a photo of any known kind: replace the file or leave it out") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise InputError(f"photo {name} is damaged ({error}): replace the file or leave it out") from error
+        raise InputError(f"photo {name} is damaged ({reason(error)}): replace the file or leave it out") from error
     assert too_large
     raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out")
+
+
+def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:
+    where = os.fspath(path)
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+            raise InputError(f"photo {name} cannot be read from {where}: it is no file")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"photo {name} has more than {MAX_BYTES:,} bytes: shrink it or leave it out")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"photo {name} cannot be read from {where}: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"photo {name!r} cannot be read: {reason(error)}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -87,7 +104,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255 instead of scaling it
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        grey = np.clip(np.asarray(image), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         photo = image.convert("RGBA")

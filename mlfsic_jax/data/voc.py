@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mlfsic_jax.data import prepared
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import reason, shown
 
 LABEL_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -92,10 +93,10 @@ def _listed_images(folder: pathlib.Path, image_sets: Sequence[str]) -> list[str]
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"image list {path} cannot be read ({error}): unpack it again") from error
+            raise InputError(f"image list {path} cannot be read ({reason(error)}): unpack it again") from error
         for number, line in enumerate(lines, 1):
             stem = line.strip()
-            if stem and not re.fullmatch(r"\w+", stem, re.ASCII):
+            if stem and not re.fullmatch(r"\w{1,200}", stem, re.ASCII):
                 raise InputError(f"{path}, line {number}: {stem[:40]!r} is not an image name; unpack the list again")
             if stem:
                 stems.append(stem)
@@ -133,14 +134,18 @@ def _labels_of(annotation: bytes, name: str) -> tuple[list[str], list[str]]:
             raise InputError(f"{where} has a DOCTYPE, which VOC's never have: replace it with the official file")
         root = ElementTree.fromstring(text)
     except (UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise InputError(f"{where} is not valid XML ({error}): replace it with the official file") from error
+        raise InputError(f"{where} is not valid XML ({reason(error)}): replace it with the official file") from error
+    if root.tag != "annotation":
+        raise InputError(f"{where} is a {shown(root.tag)}, not an <annotation>: replace it with the official file")
     easy, difficult = set(), set()
     for thing in root.findall("object"):
         label = (thing.findtext("name") or "").strip()
         flag = (thing.findtext("difficult") or "0").strip()
         if label not in LABEL_NAMES:
-            raise InputError(f"{where} names an object {label!r}, which is none of VOC's 20 labels: correct the file")
+            raise InputError(
+                f"{where} names an object {shown(label)}, which is none of VOC's 20 labels: correct the file"
+            )
         if flag not in ("0", "1"):
-            raise InputError(f"{where}, object {label!r}: difficult is {flag!r}, expected 0 or 1")
+            raise InputError(f"{where}, object {label!r}: difficult is {shown(flag)}, expected 0 or 1")
         (difficult if flag == "1" else easy).add(label)
     return sorted(easy), sorted(difficult - easy)

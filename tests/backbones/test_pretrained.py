@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import sys
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -393,6 +395,59 @@ def test_the_legacy_format_is_read_and_its_damage_noticed(tmp_path):
     legacy.write_bytes(pickle.dumps({}, 2) * 5)
     with pytest.raises(InputError, match="not written by torch.save"):
         read_state_dict(legacy)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "complaint"),
+    [
+        (b"}r\xff\xff\xff\x3f.", None),  # an entry number for which Python's unpickler takes 17 GB
+        (b"}p1000000000\n.", None),
+        (b"}" + b")" + b"\x85" * 300_000 + b"K\x01s.", "a tuple as a key"),  # hashing it overruns the C stack
+        (b"ccollections\nOrderedDict\n(((K\x01K\x01K\x01lltR.", "too many values to unpack"),
+        (b"}Vx\n" + b")" + b"\x85" * 100_000 + b"s.", "its entry 'x' is a tuple"),
+        (b"\x8d" + b"\xff" * 7 + b"\x7fx.", "truncated or damaged"),
+        (b"I" + b"9" * 5000 + b"\n.", "truncated or damaged"),
+        (b"ios\nsystem\n.", "the instruction (INST|MARK)|damaged"),
+        (b"\x82\x01.", "the instruction EXT1, which no state dict needs"),
+        (b"\x8f.", "the instruction EMPTY_SET, which no state dict needs"),
+        (b"}}b}Vstate_dict\nNsb0", "truncated or damaged"),
+    ],
+)
+def test_programs_that_cost_memory_or_crash(tmp_path, pickled, complaint):
+    path = zip_pth(tmp_path / "weights.pth", pickled)
+    started = time.process_time()
+    if complaint is None:
+        tracemalloc.start()
+        assert read_state_dict(path) == {}
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+    else:
+        with pytest.raises(InputError, match=complaint) as caught:
+            read_state_dict(path)
+        assert len(str(caught.value)) < 1000
+    assert time.process_time() - started < 30
+
+
+def test_modules_within_modules_without_end(tmp_path):
+    depth = 2000
+    pickled = b"".join(SCRIPT_OBJECT + b"}Vm\n" for _ in range(depth)) + b"N" + b"sb" * depth + b"."
+    path = zip_pth(tmp_path / "weights.pt", b"\x80\x02" + pickled)
+    with pytest.raises(InputError, match="truncated or damaged .modules within modules without end"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_files_that_would_expand_to_gigabytes(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"}.")
+        for i in range(3):
+            archive.writestr(f"a/data/{i}", bytes(10_000_000))
+    assert path.stat().st_size < 50_000
+    with pytest.raises(
+        InputError, match=r"has [\d,]+ bytes and would expand to 30,000,002: it is damaged or means harm"
+    ):
+        read_state_dict(path)
 
 
 def test_npz_with_pickled_objects_is_refused(tmp_path):

@@ -147,6 +147,56 @@ def test_links_to_a_photo_are_one_image_and_namesakes_are_two(load, tmp_path):
     assert found == {"a/0001.png": ["a", "b", "c"], "b/0001.png": ["b"], "c/0001.png": ["c"]}
 
 
+def test_labels_in_any_script_and_accents_however_they_are_written(load, tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # the same word, as Windows and as macOS write it
+    labels = [composed, "\u6d77", "\u0634\u0627\u0637\u0626", "\U0001f3d6\ufe0f sand", decomposed]
+    for i in range(len(labels) * 4):
+        made_up.save_photo(tmp_path / "mine" / f"{i}.png")
+    rows = [f"{i}.png,{label}" for i, label in enumerate(labels * 4)]
+    (tmp_path / "mine/labels.csv").write_text("\n".join(["file,labels", *rows]), encoding="utf-8")
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": [decomposed, labels[1]], "validation": [labels[2]], "novel": [labels[3]]})
+    )
+    dataset = load("folder", tmp_path / "mine", split=str(tmp_path / "split.json"))
+    assert dataset.label_names == tuple(sorted(labels[:4]))
+    assert dataset.labels[:, dataset.label_names.index(composed)].sum() == 8
+    assert composed in data_card(dataset) and labels[3] in data_card(dataset)
+    shutil.rmtree(tmp_path / "mine")
+    for i, label in enumerate(labels[:4]):
+        made_up.save_photo(tmp_path / "mine" / label / f"{i}.png")
+        made_up.save_photo(tmp_path / "mine" / (decomposed if label == composed else label) / f"{i}b.png")
+    assert load("folder", tmp_path / "mine", split="auto").label_names == dataset.label_names
+
+
+def test_odd_photos_of_a_folder_are_what_a_viewer_shows(load, tmp_path):
+    photos = {
+        name: Image.new("RGB", (48, 40), colour) for name, colour in (("a", "red"), ("b", "blue"), ("c", "green"))
+    }
+    (tmp_path / "mine/a").mkdir(parents=True)
+    photos["a"].save(tmp_path / "mine/a/really_a_jpeg.png", "JPEG", quality=100)
+    photos["a"].convert("CMYK").save(tmp_path / "mine/a/cmyk.jpg", quality=100)
+    for name in "bc":
+        (tmp_path / "mine" / name).mkdir()
+        photos[name].save(tmp_path / f"mine/{name}/animated.gif", save_all=True, append_images=[photos["a"]])
+    (tmp_path / "mine/b/text.jpg").write_text("<html>")
+    dataset = load("folder", tmp_path / "mine", split="auto")
+    assert list(dataset.unreadable) == ["b/text.jpg"]
+    for i, name in enumerate(dataset.image_names):
+        if name not in dataset.unreadable:
+            expected = np.asarray(photos[name[0]]).astype(int)
+            assert np.abs(dataset.load_image(i) - expected).max() <= 3, name  # JPEG's colours
+
+
+def test_a_large_field_in_one_dataset_allows_none_in_another(load, tmp_path):
+    made_up.make_imaterialist(tmp_path / "fashion", per_label=2)  # one of its fields has 200,000 characters
+    load("imaterialist", tmp_path / "fashion")
+    made_up.make_folder(tmp_path / "mine", "labels", per_label=2)
+    (tmp_path / "mine/labels.csv").write_text("file,labels\nphotos/0001.png," + "a|" * 100_000)
+    with pytest.raises(InputError, match=r"labels.csv cannot be read \(field larger than field limit"):
+        load("folder", tmp_path / "mine", split="auto")
+    load("imaterialist", tmp_path / "fashion")
+
+
 def test_unreadable_photos_are_listed(load, tmp_path):
     made_up.make_folder(tmp_path / "mine", "labels", per_label=4)
     cut = tmp_path / "mine/photos/0003.png"
@@ -204,6 +254,49 @@ VAL = "annotations/instances_val2014.json"
         ("coco", remove("val2014/COCO_val2014_000000000001.jpg"), "1 of the 160 photos .*val2014_000000000001.jpg"),
         ("coco", write(VAL, '{"images": ['), "instances_val2014.json is not valid JSON"),
         ("coco", write(VAL, "[]"), "is not a COCO instances file"),
+        ("coco", write(VAL, "[" * 200_000), "not valid JSON .it is nested too deeply"),
+        ("coco", write(VAL, '{"images": [], "images": []}'), "the key 'images' stands twice in one object"),
+        ("coco", edit(VAL, lambda c: c["images"].append(c["images"][0])), "gives two of its images the same id"),
+        (
+            "coco",
+            edit(VAL, lambda c: c["categories"].append({"id": 1, "name": "x"})),
+            "gives two of its categories the same id",
+        ),
+        (
+            "coco",
+            edit(VAL, lambda c: c["images"].append(c["images"][0] | {"id": 7777})),
+            "names the photo 'COCO_val2014_000000000001.jpg' twice",
+        ),
+        (
+            "coco",
+            lambda root: [
+                shutil.copy(
+                    root / "val2014/COCO_val2014_000000000001.jpg", root / "val2014/COCO_val2014_000000000001.png"
+                ),
+                edit(VAL, lambda c: c["images"].append({"id": 7777, "file_name": "COCO_val2014_000000000001.png"}))(
+                    root
+                ),
+            ],
+            "calls two photos 'val2014/COCO_val2014_000000000001': rename one",
+        ),
+        (
+            "coco",
+            edit(VAL, lambda c: c["images"][0].update(file_name="x" * 5000)),
+            "a photo's path of 5000 characters, 'x",
+        ),
+        ("coco", edit(VAL, lambda c: c["images"][0].update(file_name="")), "'' must be the path of a photo"),
+        ("coco", edit(VAL, lambda c: c["images"][0].update(file_name=[[]])), "must be the path of a photo"),
+        (
+            "coco",
+            edit(VAL, lambda c: c["images"][0].update(file_name="a\x00.jpg")),
+            r"'a.x00.jpg' has a character that",
+        ),
+        (
+            "coco",
+            edit(VAL, lambda c: c["categories"][0].update(name="\ud800")),
+            r"the label '.ud800' has a line break or",
+        ),
+        ("coco", edit(VAL, lambda c: c["categories"][0].update(name=None)), "None is no label name"),
         ("coco", edit(VAL, lambda c: c["annotations"].append({"image_id": 7777, "category_id": 1})), "7777"),
         (
             "coco",
@@ -213,7 +306,7 @@ VAL = "annotations/instances_val2014.json"
         (
             "coco",
             edit(VAL, lambda c: c["images"][0].update(file_name="../x.jpg")),
-            "'../x.jpg': photos must lie inside",
+            "'../x.jpg' must be the path of a photo inside",
         ),
         ("nus_wide", remove("ImageList"), "Imagelist.txt missing. NUS-WIDE"),
         ("nus_wide", remove("Groundtruth"), "Labels_airport.txt and 80 more files missing"),
@@ -224,19 +317,48 @@ VAL = "annotations/instances_val2014.json"
             write("Groundtruth/AllLabels/Labels_sun.txt", "2\n" * 163),
             "Labels_sun.txt, line 1: '2', expected 0",
         ),
-        ("nus_wide", write("ImageList/Imagelist.txt", "..\\evil.jpg\n" * 163), "line 1: .*not a photo's name"),
+        (
+            "nus_wide",
+            write("ImageList/Imagelist.txt", "..\\evil.jpg\n" * 163),
+            "line 1: '../evil.jpg' must be the path of a photo inside",
+        ),
         ("nus_wide", lambda root: [p.unlink() for p in (root / "images").rglob("*.jpg")], "none of the 163 photos"),
         ("imaterialist", remove("train.csv"), "train.csv is missing. iMaterialist"),
         ("imaterialist", remove("train"), "train is missing. iMaterialist"),
         ("imaterialist", write("train.csv", "a,b\n1,2\n"), "needs the columns ImageId and ClassId"),
         ("imaterialist", write("train.csv", "ImageId,ClassId\nx.jpg,77_1\n"), "line 2: ClassId '77_1' is no category"),
-        ("imaterialist", write("train.csv", "ImageId,ClassId\n../x.jpg,7\n"), "'../x.jpg' is not a photo's file name"),
+        (
+            "imaterialist",
+            write("train.csv", "ImageId,ClassId\n../x.jpg,7\n"),
+            "'../x.jpg' must be the path of a photo inside",
+        ),
         (
             "imaterialist",
             write("train.csv", "ImageId,ClassId\nx.jpg,7\n"),
             "1 of the 1 photos .* missing or empty: train/x",
         ),
         ("imaterialist", write("label_descriptions.json", "{}"), "no readable list of categories"),
+        (
+            "imaterialist",
+            write("label_descriptions.json", '{"categories": [{"id": 1e999, "name": "x"}]}'),
+            "no readable list of categories .cannot convert float infinity",
+        ),
+        (
+            "imaterialist",
+            write("train.csv", "ClassId,ImageId\n7\n"),
+            "line 2: expected 2 fields, as the first line has",
+        ),
+        ("imaterialist", write("train.csv", "ImageId,ClassId\nx.jpg,7,8\n"), "line 2: expected 2 fields"),
+        (
+            "imaterialist",
+            write("train.csv", 'ImageId,ClassId\n"x.jpg,7\ny.jpg,7\n'),
+            "train.csv cannot be read .unexpected",
+        ),
+        (
+            "imaterialist",
+            write("train.csv", "ImageId,ClassId\na\x00.jpg,7\n"),
+            "has a character that cannot be printed",
+        ),
         (
             "imaterialist",
             edit("label_descriptions.json", lambda c: c["categories"][0].update(name="toga")),
@@ -270,6 +392,42 @@ VAL = "annotations/instances_val2014.json"
             "line 2, column 'b': 'yes', expected 0 or 1",
         ),
         ("folder", write("labels.csv", "file,labels\nphotos/0001.png,a\n"), "at least 3 labels"),
+        ("folder", write("labels.csv", "file,a,b,a\nphotos/0001.png,1,0,1\n"), "line 1: a column occurs twice in"),
+        (
+            "folder",
+            write("labels.csv", "file,labels\na\x00.png,a\n"),
+            r"line 2: 'a.x00.png' has a character that cannot",
+        ),
+        (
+            "folder",
+            write("labels.csv", 'file,labels\nphotos/0001.png,"a\nb"\n'),
+            r"line 3: the label 'a.nb' has a line br",
+        ),
+        (
+            "folder",
+            write("labels.csv", "file,labels\nphotos/0001.png," + "a" * 300),
+            "line 2: a label of 300 characters",
+        ),
+        (
+            "folder",
+            write("labels.csv", "file,labels\nphotos/0001.png," + "a" * 10**6),
+            "cannot be read .field larger than",
+        ),
+        ("folder", write("labels.csv", 'file,labels\n"photos/0001.png,a\n'), "cannot be read .unexpected end of data"),
+        (
+            "folder",
+            lambda root: [remove("labels.csv")(root), made_up.save_photo(root / "a\nb" / "1.png")],
+            r"a sub-folder of .*: the label 'a.nb' has a line break",
+        ),
+        (
+            "folder",
+            lambda root: [
+                remove("labels.csv")(root),
+                made_up.save_photo(root / "a/1.png"),
+                (root / "a/1.png").rename(root / "a/caf\udce9.png"),  # Latin-1, as in old archives
+            ],
+            r"'caf.udce9.png' has a character that cannot be printed: rename the photo",
+        ),
         (
             "folder",
             lambda root: (root / "labels.csv").write_bytes(b"file,labels\n\xff\xfe,a\n"),
@@ -294,6 +452,13 @@ def test_a_wrong_layout_is_one_clear_line(load, tmp_path, name, damage, message)
     [
         ("{", "must be JSON with the lists"),
         ('{"train": ["a"]}', "must be JSON with the lists"),
+        (
+            '{"train": "sea", "validation": "rock", "novel": "dune"}',
+            "must be JSON with the lists .*one of them is no list",
+        ),
+        ("[" * 200_000, "must be JSON with the lists .*nested too deeply"),
+        ('{"train": ["sea"], "train": ["rock"]}', "must be JSON with the lists .*'train' stands twice"),
+        ('{"train": [["sea"]], "validation": ["rock"], "novel": ["dune"]}', r"\['sea'\] is no label name"),
         ('{"train": ["sea"], "validation": [], "novel": ["rock"]}', "has no validation label"),
         ('{"train": ["sea"], "validation": ["sae"], "novel": ["rock"]}', "'sae', which the dataset does not have"),
         ('{"train": ["sea"], "validation": ["rock"], "novel": ["sea"]}', "'sea' twice"),

@@ -1,6 +1,7 @@
 """Decoding of every kind of photo, and resizing, normalisation and augmentation against plain NumPy."""
 
 import io
+import os
 import warnings
 
 import jax
@@ -145,6 +146,43 @@ def test_decompression_bombs_are_refused(side):
     assert len(bomb) < 100_000
     with pytest.raises(InputError, match="photo x has more than 89,478,485 pixels"):
         transforms.decode_photo(bomb, "x")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind):
+    first, second = Image.new("RGB", (6, 4), (250, 0, 0)), Image.new("RGB", (6, 4), (0, 0, 250))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    animation = encode(first, kind, save_all=True, append_images=[second], **options)
+    with Image.open(io.BytesIO(animation)) as image:
+        assert image.n_frames == 2
+    np.testing.assert_array_equal(transforms.decode_photo(animation, "x"), np.asarray(first))
+
+
+def test_the_content_counts_not_the_ending(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(JPEG)
+    np.testing.assert_array_equal(transforms.decode_photo(path, "x"), transforms.decode_photo(JPEG, "x"))
+
+
+def test_a_postscript_program_is_not_run(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(InputError, match=r"photo x is damaged \(it is a PostScript program"):
+        transforms.decode_photo(program, "x")
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
+    for path in (tmp_path / "pipe.jpg", "/dev/zero", tmp_path):
+        with pytest.raises(InputError, match=f"photo x cannot be read from {path}: it is no file"):
+            transforms.decode_photo(path, "x")
+    with open(tmp_path / "large.jpg", "wb") as file:
+        file.write(JPEG)
+        file.truncate(transforms.MAX_BYTES + 1)  # sparse
+    with pytest.raises(InputError, match="photo x has more than 1,000,000,000 bytes"):
+        transforms.decode_photo(tmp_path / "large.jpg", "x")
+    with pytest.raises(InputError, match="photo 'a.x00b.jpg' cannot be read: embedded null byte"):
+        transforms.decode_photo("a\x00b.jpg", "a\x00b.jpg")
 
 
 def test_a_missing_photo_is_named(tmp_path):

@@ -286,6 +286,9 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "car">]><annotation><object><name>&b;</name></ob
         (rewrite(annotation("2007", "000012", [("car", 7)])), r"2007/000012, object 'car': difficult is '7'"),
         (rewrite("<annotation>"), r"annotation of 2007/000012 is not valid XML"),
         (rewrite(BOMB), r"annotation of 2007/000012 has a DOCTYPE"),
+        (rewrite("<html><body>404</body></html>"), r"2007/000012 is a 'html', not an <annotation>"),
+        (rewrite("<a>" * 200_000), r"annotation of 2007/000012 is not valid XML"),
+        (rewrite(annotation("2007", "000012", [("x" * 10**6, 0)])), r"names an object 'xxx.*xxx', which is none"),
         (
             lambda root: shutil.rmtree(root / "VOC2007") or shutil.rmtree(root / "VOC2012"),
             "neither.*host.robots.ox.ac.uk",
