@@ -41,8 +41,8 @@ setup(
     ],
     extras_require={
         "test": [
-            *("chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.5"),
-            *("ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"),
+            *("chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9"),
+            *("scikit-learn>=1.5", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"),
         ],
         "notebooks": ["ipykernel>=6.29", "notebook>=7.0"],
         "torch": ["torch>=2.6"],

@@ -1,5 +1,6 @@
 """The benchmark runs, and what it compares with computes the same."""
 
+import functools
 import json
 import logging
 import subprocess
@@ -21,7 +22,13 @@ ROW = benchmark.Row(
 )
 
 
-@pytest.mark.parametrize("name", list(benchmark.ROWS))
+# Of these more is computed than of the others; what is special to them is tested below, and by the rows of training.
+SLOW = ("training_end_to_end", "growth")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in benchmark.ROWS]
+)
 def test_rows(name):
     rows = list(benchmark.ROWS[name](True))
     assert rows
@@ -127,7 +134,7 @@ def test_pytorchs_prototypes_are_ours():
     u, labels, words = episode()
     module = Prototypes(n_heads=2, d_dynamic=4, n_dynamic=7)
     params = benchmark.random_variables(module, u, labels, words)["params"]
-    expected = module.apply({"params": params}, u, labels, words)
+    expected = jax.jit(module.apply)({"params": params}, u, labels, words)
     parameters = torch_reference.as_parameters(params)
     got = torch_reference.label_prototypes(module, parameters, *map(torch.from_numpy, (u, labels, words)))
     np.testing.assert_allclose(got, expected, atol=1e-5)  # float32
@@ -141,7 +148,7 @@ def test_pytorchs_losses_are_ours():
     labels, query_labels = episode()[1], rng.random((4, C)) < 0.5
     arguments = (support, query, labels, query_labels, rng.normal(size=(C, 7)).astype(np.float32))
     params = benchmark.random_variables(model, *arguments)["params"]
-    expected = model.apply({"params": params}, *arguments, rngs={"dropout": jax.random.key(0)})
+    expected = jax.jit(model.apply)({"params": params}, *arguments, rngs={"dropout": jax.random.key(0)})
     got = torch_reference.losses(model, torch_reference.as_parameters(params), *map(torch.from_numpy, arguments))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -150,13 +157,14 @@ def test_an_episode_is_the_library_put_together():
     support, labels, word_vectors, queries = benchmark.growth_case(S, C, 4, 6)
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=4, n_dynamic=4)
     variables = benchmark.random_variables(model, support, support, labels, labels, word_vectors)
-    got = benchmark.one_episode(model, variables, support, labels, word_vectors, queries)
+    apply = jax.jit(model.apply, static_argnames="method")
+    got = jax.jit(functools.partial(benchmark.one_episode, model))(variables, support, labels, word_vectors, queries)
     assert got.shape == (64, C) and (jnp.abs(got) <= model.scale * 1.001).all()
     joint = variables["params"]["joint"]
     words, projection = word_vectors @ joint["a_text"]["kernel"], joint["a_visual"]["kernel"]
-    keep = lcm.lcm_select(support, labels, words, projection=projection).keep.reshape(S, -1)
-    locals_ = model.apply(variables, support, method="locals")
-    prototypes = model.apply(variables, locals_, labels, words, keep, method="prototypes")
-    q = np.asarray(model.apply(variables, queries, method="locals"))[:, 0]
+    keep = jax.jit(lcm.lcm_select)(support, labels, words, projection=projection).keep.reshape(S, -1)
+    locals_ = apply(variables, support, method="locals")
+    prototypes = apply(variables, locals_, labels, words, keep, method="prototypes")
+    q = np.asarray(apply(variables, queries, method="locals"))[:, 0]
     cosines = q @ prototypes.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(prototypes, axis=1)
     np.testing.assert_allclose(got, model.scale * cosines, atol=1e-3)

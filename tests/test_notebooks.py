@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import share_compiled
+
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
@@ -19,15 +21,26 @@ def test_the_three_notebooks_are_there_and_hold_no_outputs():
         assert not any(cell.get("outputs") for cell in cells) and cells[0].cell_type == "markdown"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiled programs, those of one notebook for the next."""
+    folder = tmp_path_factory.mktemp("notebooks") / "cache"
+    share_compiled(folder)
+    return folder
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own parts
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFSIC_SMALL", "1")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-    for name in ("configs", "mlfsic_jax"):  # the notebook writes where it runs: not into the repository
-        os.symlink(ROOT / name, tmp_path / name)
+    for path_there in (
+        ROOT / "configs",
+        ROOT / "mlfsic_jax",
+        cache,
+    ):  # it writes where it runs: not into the repository
+        os.symlink(path_there, tmp_path / path_there.name)
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

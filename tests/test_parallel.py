@@ -7,6 +7,7 @@ norm has to be averaged over devices, and dropout and augmentation have to draw 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,28 +19,16 @@ import numpy as np
 import pytest
 
 from mlfsic_jax.parallel import read_ahead
+from tests.tiny import TINY, share_compiled
 
 ROOT = Path(__file__).parent.parent
-FIELDS = {
-    "shots": "(1,)",
-    "data.image_size": 32,
-    "data.images_per_split": "(80, 60, 60)",
-    "model.d_joint": 16,
-    "model.n_heads": 2,
-    "model.d_dynamic": 4,
-    "model.n_dynamic": 4,
-    "ridge.n_components": 4,
+FIELDS = TINY | {
     "lcm.during_training": True,
-    "train.epochs": 2,
-    "train.warmup_epochs": 1,
     "train.episodes_per_epoch": 8,
     "train.episodes_per_step": 4,
-    "train.n_query": 1,
-    "train.validate_every": 1,
     "train.validation_episodes": 5,
     "eval.episodes": 6,
     "eval.sweep_episodes": 5,
-    "eval.n_query": 2,
 }
 
 
@@ -84,6 +73,7 @@ def assert_same_training(actual, expected):
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
+    share_compiled(folder / "cache")
     out = run(command(folder / "one", folder / "cache"), n_devices=1)
     assert "each of the" not in out
     return folder
@@ -136,13 +126,14 @@ def assert_close(actual, expected, where):
         np.testing.assert_allclose(actual, expected, atol=1e-3 if "calibration" in where else 1e-6, err_msg=where)
 
 
-def test_two_processes_of_two_devices_are_one_device(one_device):
+def start_two(workdir, cache, **fields):
+    """Two processes of two devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    processes = [
+    return [
         subprocess.Popen(
-            command(one_device / "processes", one_device / "cache"),
+            command(workdir, cache, **fields),
             env=environment(2, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number)),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -151,10 +142,38 @@ def test_two_processes_of_two_devices_are_one_device(one_device):
         )
         for number in range(2)
     ]
+
+
+def finish(processes, status=0):
     outputs = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], [err[-2000:] for _, err in outputs]
+    assert [process.returncode for process in processes] == [status] * 2, [err[-2000:] for _, err in outputs]
+    return outputs
+
+
+def test_two_processes_of_two_devices_are_one_device(one_device):
+    outputs = finish(start_two(one_device / "processes", one_device / "cache"))
     assert "paired differences" in outputs[0][0] and "paired" not in outputs[1][0]
     assert_same_training(results(one_device / "processes"), results(one_device / "one"))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(one_device):
+    fields = {"train.epochs": 6}
+    finish(start_two(one_device / "in_peace", one_device / "cache", **fields))
+    workdir = one_device / "stopped"
+    processes = start_two(workdir, one_device / "cache", **fields)
+    while not (workdir / "checkpoints_1shot" / "2").exists():
+        assert processes[0].poll() is None and processes[1].poll() is None
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outputs = finish(processes, status=128 + signal.SIGTERM)
+    assert "interrupted: the same command goes on" in outputs[0][1] and "Traceback" not in outputs[0][1]
+    stopped_at = max(int(path.name) for path in (workdir / "checkpoints_1shot").iterdir())
+    assert 2 < stopped_at < 12
+    outputs = finish(start_two(workdir, one_device / "cache", **fields))
+    assert f"continuing at epoch {stopped_at // 2} of 6" in outputs[0][0]
+    assert (workdir / "metrics.jsonl").read_text() == (one_device / "in_peace" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow
@@ -170,7 +189,7 @@ def test_a_checkpoint_goes_on_with_other_devices(one_device):
     arguments = command(workdir, one_device / "cache")
     arguments[1:3] = ["-c", stop]
     done = subprocess.run(arguments, env=environment(1), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 1 and "interrupted: the same command goes on" in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 130 and "interrupted: the same command goes on" in done.stderr, done.stderr[-2000:]
     out = run(command(workdir, one_device / "cache"), n_devices=4)
     assert "continuing at epoch 1 of 2" in out
     assert_same_training(results(workdir), results(one_device / "one"))

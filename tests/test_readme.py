@@ -43,3 +43,12 @@ def test_importing_the_package_loads_jax_and_numpy_only():
 def test_files_and_commands_that_are_named_exist():
     for path in re.findall(r"(?:bash |--config=|\]\()((?:launch|configs|[A-Z]+)[\w./]*)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_promise_names_a_test_that_exists():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named, file = re.findall(r"`([\w/]+\.py)?::(test_\w+)`", page), ""
+    assert len(named) > 70
+    for in_file, test in named:
+        file = in_file or file  # "::test_x" goes on with the file before it
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), test

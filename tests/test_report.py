@@ -20,39 +20,16 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
-from configs import demo
 from mlfsic_jax import evaluate, export, figures, inputs, report, train
 from mlfsic_jax.errors import InputError
 from mlfsic_jax.lcm import lcm_select
-
-# Mostly the sizes of test_train, whose compiled programs serve here too.
-TINY = {
-    "shots": (1, 2),
-    "data.image_size": 32,
-    "data.images_per_split": (80, 60, 60),
-    "model.d_joint": 16,
-    "model.n_heads": 2,
-    "model.d_dynamic": 4,
-    "model.n_dynamic": 4,
-    "lcm.thresholds": (0.5, 0.53, 0.6),
-    "train.epochs": 3,
-    "train.episodes_per_epoch": 1,
-    "train.n_query": 1,
-    "train.validate_every": 1,
-    "train.validation_episodes": 2,
-    "eval.episodes": 4,
-    "eval.sweep_episodes": 4,
-    "eval.n_query": 2,
-}
+from tests.tiny import scenes
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    config = demo.get_config()
-    config.cache_dir = str(folder / "cache")
-    config.update_from_flattened_dict(TINY)
-    train.train_and_evaluate(config, folder / "run")
+    train.train_and_evaluate(scenes(folder, **{"shots": (1, 2), "train.epochs": 3}), folder / "run")
     return folder / "run"
 
 

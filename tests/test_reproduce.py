@@ -14,30 +14,29 @@ from safetensors.numpy import load_file
 
 from configs import coco, demo, voc
 from mlfsic_jax import config as defaults
-from mlfsic_jax import evaluate, inputs, multilabel_metrics, reproduce, train
+from mlfsic_jax import evaluate, inputs, multilabel_metrics, paper_tables, reproduce, train
 from mlfsic_jax.baselines import PEERS, wga
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.reproduce import FINE_TUNED, Row, Table
+from mlfsic_jax.paper_tables import DEFAULT_CONFIGS, FINE_TUNED, Row, Table
+from tests.tiny import scenes
 
 ROWS = (
-    Row("classifier", "classifier", published=reproduce._published("ResNet-50 classifier", "", dataset="voc")),
-    Row("Base", "base", published=reproduce._published("Base", dataset="voc")),
-    Row("LCM", "lcm", published=reproduce._published("LCM", dataset="voc"), against="Base"),
+    Row("classifier", "classifier", published=paper_tables._published("ResNet-50 classifier", "", dataset="voc")),
+    Row("Base", "base", published=paper_tables._published("Base", dataset="voc")),
+    Row("LCM", "lcm", published=paper_tables._published("LCM", dataset="voc"), against="Base"),
     Row("LCM, 0.6", "lcm@0.6", against="Base"),
     Row("LCM by rho", "lcm", ({"lcm.selection": "importance"},), against="LCM"),
     Row("fine-tuned", FINE_TUNED, against="Base"),
-    Row("MobileNetV2", "base", (reproduce._backbone(demo.get_config(), "mobilenet_v2"),), against="Base"),
-    Row("KGGR", "", published=reproduce._published("KGGR", backbone="ResNet-101", policy="laso")),
+    Row("MobileNetV2", "base", (paper_tables._backbone(demo.get_config(), "mobilenet_v2"),), against="Base"),
+    Row("KGGR", "", published=paper_tables._published("KGGR", backbone="ResNet-101", policy="laso")),
     Row("NLC", "", lost="table 4"),
 )
-GIVEN = ["--config=configs/demo.py:small", "--config.model.dynamic=False", "--config.lcm.selection=momentum"]
+GIVEN = ["--config=configs/demo.py:small", "--config.model.d_dynamic=4", "--config.lcm.selection=momentum"]
 
 
 def tiny(folder):
-    config = demo.get_config("small")
-    config.cache_dir, config.data_dir = str(folder / "cache"), str(folder / "data")
-    config.model.dynamic = False
-    config.lcm.thresholds = (0.53, 0.6)
+    config = scenes(folder)
+    config.data_dir = str(folder / "data")
     return config
 
 
@@ -125,7 +124,7 @@ def test_a_finished_table_computes_nothing(made, monkeypatch):
 def test_other_settings_and_damaged_files_are_not_taken(made, tmp_path):
     folder, config, *_ = made
     path = train.episodes_file(folder / "runs" / "base", 1)
-    assert reproduce._read_values(path, config)["base.macro_ap"].shape == (6,)
+    assert reproduce._read_values(path, config)["base.macro_ap"].shape == (config.eval.episodes,)
     moved = config.copy_and_resolve_references()
     moved.cache_dir, moved.workdir = "elsewhere", "too"
     assert reproduce._read_values(path, moved) is not None
@@ -152,7 +151,7 @@ def test_what_cannot_be_run_says_why(made):
 def test_commands_and_sources(made):
     folder, _, text = made
     command = (
-        "python -m mlfsic_jax.main --config=configs/demo.py:small --config.model.dynamic=False "
+        "python -m mlfsic_jax.main --config=configs/demo.py:small --config.model.d_dynamic=4 "
         f"--config.lcm.selection=importance '--workdir={folder}/runs/lcm.selection=importance'"
     ).replace("'", "")
     assert command in text.replace("'", "")  # a field is given once: the row's
@@ -172,19 +171,22 @@ def test_peers_are_scored_on_the_test_episodes(made):
     episode_key, peer_key = jax.random.split(key)
     splits = {name: evaluate.with_features(run.model, variables, run.splits[name]) for name in ("train", "novel")}
     trained = PEERS["classifier"].train(key, splits["train"], n_shot=1, n_query=1)
-    split, e = splits["novel"], 4
+    split, e = splits["novel"], 3
     supports, queries = evaluate.draw(episode_key, split, config.eval.episodes, 1, config.eval.n_query)
     s, q = supports[e], queries[e]
     local = split.inputs(np.arange(len(split.labels))).astype(np.float32)
     local = local.reshape(len(local), -1, local.shape[-1])
     episode = (jnp.asarray(local[s]), split.labels[s], jnp.asarray(local[q]), split.word_vectors)
     for name, scores in (
-        ("classifier", PEERS["classifier"].score(trained, jax.random.split(peer_key, 6)[e], *episode)),
+        (
+            "classifier",
+            PEERS["classifier"].score(trained, jax.random.split(peer_key, config.eval.episodes)[e], *episode),
+        ),
         ("fine_tuned", wga.score(run.model, variables, *episode)),
     ):
         saved = load_file(folder / "runs" / "base" / f"peer_{name}_1shot.safetensors")
         expected = multilabel_metrics(scores, split.labels[q])
-        assert saved[f"{name}.macro_ap"].shape == (6,)
+        assert saved[f"{name}.macro_ap"].shape == (config.eval.episodes,)
         # float32 under another jit: of 12 queries two may change places
         np.testing.assert_allclose(saved[f"{name}.macro_ap"][e], expected["macro_ap"], atol=0.02)
 
@@ -209,11 +211,11 @@ class MadeUp(reproduce.Runs):
         return {k: values for k in self._config.shots}
 
 
-@pytest.mark.parametrize("name", reproduce.DEFAULT_CONFIGS)
+@pytest.mark.parametrize("name", DEFAULT_CONFIGS)
 @pytest.mark.parametrize("get_config", [voc.get_config, coco.get_config, demo.get_config])
 def test_every_table_can_be_made_from_every_config(name, get_config):
     config = get_config()
-    table = reproduce.tables(config)[name]()
+    table = paper_tables.tables(config)[name]()
     names = [row.name for row in table.rows]
     assert len(set(names)) == len(names)
     runs = reproduce.Runs(config, reproduce.Path("runs"))
@@ -223,7 +225,7 @@ def test_every_table_can_be_made_from_every_config(name, get_config):
         assert row.method in known or (not row.method and (row.published or row.lost)), row
         assert not row.against or row.against in names, row
         if get_config == coco.get_config and name not in ("coco", "imaterialist"):  # tables 1 and 13 are not there
-            assert row.published is None or reproduce.published(row.published, 1), row
+            assert row.published is None or paper_tables.published(row.published, 1), row
         folders |= {(runs.folder(changes), *map(tuple, runs.changes(changes).items())) for changes in row.runs}
         for changes in row.runs:
             defaults.validate(runs._changed(changes))
@@ -231,34 +233,34 @@ def test_every_table_can_be_made_from_every_config(name, get_config):
 
 
 def test_default_configs_are_there():
-    assert set(reproduce.tables(demo.get_config())) == set(reproduce.DEFAULT_CONFIGS)
-    assert all(reproduce.Path(path.partition(":")[0]).is_file() for path in reproduce.DEFAULT_CONFIGS.values())
+    assert set(paper_tables.tables(demo.get_config())) == set(DEFAULT_CONFIGS)
+    assert all(reproduce.Path(path.partition(":")[0]).is_file() for path in DEFAULT_CONFIGS.values())
 
 
 @pytest.mark.parametrize(
     ("fields", "n_shot", "expected", "where"),
     [
-        (reproduce._published("Base"), 1, 47.02, 7),
-        (reproduce._published("LCM"), 5, 52.79, 7),
-        (reproduce._published("LCM", dataset="voc"), 5, 65.41, 11),
-        (reproduce._published("LCM", attention="low_rank"), 5, 42.71, 14),
-        (reproduce._published("Base", "BERT concn"), 1, 49.29, 8),
-        (reproduce._published("zero-shot", "mirrorBERT"), 5, 23.65, 9),
-        (reproduce._published("Base", query_top=12), 5, 49.11, "A.3.3"),
-        (reproduce._published("MAML", "", split="FsPML"), 1, 42.03, 2),
-        (reproduce._published("WGA", n_heads=14), 1, 40.18, 5),
-        (reproduce._published("WGA", variant="fine-tuned"), 1, 45.27, 6),
+        (paper_tables._published("Base"), 1, 47.02, 7),
+        (paper_tables._published("LCM"), 5, 52.79, 7),
+        (paper_tables._published("LCM", dataset="voc"), 5, 65.41, 11),
+        (paper_tables._published("LCM", attention="low_rank"), 5, 42.71, 14),
+        (paper_tables._published("Base", "BERT concn"), 1, 49.29, 8),
+        (paper_tables._published("zero-shot", "mirrorBERT"), 5, 23.65, 9),
+        (paper_tables._published("Base", query_top=12), 5, 49.11, "A.3.3"),
+        (paper_tables._published("MAML", "", split="FsPML"), 1, 42.03, 2),
+        (paper_tables._published("WGA", n_heads=14), 1, 40.18, 5),
+        (paper_tables._published("WGA", variant="fine-tuned"), 1, 45.27, 6),
     ],
 )
 def test_published_numbers(fields, n_shot, expected, where):
-    row = reproduce.published(fields, n_shot)
+    row = paper_tables.published(fields, n_shot)
     assert (row["macro_ap"], row["table"]) == (expected, where)
 
 
 def test_a_number_that_was_not_published_is_not_made_up():
-    assert reproduce.published(reproduce._published("WGA"), 1) is None  # on COCO: table 1
-    assert reproduce.published(reproduce._published("WGA", n_heads=14), 5) is None
-    assert reproduce.published(None, 1) is None
+    assert paper_tables.published(paper_tables._published("WGA"), 1) is None  # on COCO: table 1
+    assert paper_tables.published(paper_tables._published("WGA", n_heads=14), 5) is None
+    assert paper_tables.published(None, 1) is None
 
 
 def test_differences_are_paired_and_marked(tmp_path, monkeypatch):
@@ -318,12 +320,11 @@ def shared_runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", reproduce.DEFAULT_CONFIGS)
+@pytest.mark.parametrize("name", DEFAULT_CONFIGS)
 def test_a_table_of_scenes(shared_runs, monkeypatch, name):
     """All tables, about half an hour: those rows run whose backbones and words are there."""
-    monkeypatch.setattr(reproduce, "N_SEEDS", 2)
+    monkeypatch.setattr(paper_tables, "N_SEEDS", 2)
     config = tiny(shared_runs)
-    config.model.dynamic = True
     text = reproduce.reproduce(name, config, shared_runs / "runs")
     with open(shared_runs / "runs" / f"{name}.csv", newline="") as file:
         found = [row for row in csv.DictReader(file) if row["metric"] == "macro_ap"]

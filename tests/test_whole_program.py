@@ -19,21 +19,10 @@ from mlfsic_jax.backbones import pretrained
 from mlfsic_jax.data import prepare
 from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.errors import InputError
-from tests import made_up
+from tests import made_up, tiny
 
-TINY = {
-    "shots": (1,),
-    "data.image_size": 32,
-    "model.d_joint": 16,
-    "model.n_heads": 2,
-    "model.d_dynamic": 4,
-    "model.n_dynamic": 4,
+TINY = tiny.TINY | {
     "ridge.n_components": 4,
-    "train.epochs": 2,
-    "train.warmup_epochs": 1,
-    "train.episodes_per_epoch": 1,
-    "train.n_query": 1,
-    "train.validation_episodes": 2,
     "eval.episodes": 3,
     "eval.sweep_episodes": 2,
     "eval.n_query": 1,
@@ -65,14 +54,14 @@ RUNS = [
     ("voc", "cpu", made_up.make_voc, "resnet101", "glove"),
     ("voc", "finetune", made_up.make_voc, "conv4", "glove50"),
     ("coco", "", functools.partial(made_up.make_coco, per_label=4), "clip_resnet50", "clip"),
-    ("coco", "laso", functools.partial(made_up.make_coco, per_label=4), "inception_v3", "mirrorbert"),
+    ("coco", "laso", functools.partial(made_up.make_coco, per_label=4), "mobilenet_v2", "mirrorbert"),
     ("nus_wide", "", made_up.make_nus_wide, "vit_b_16", "fasttext"),
     ("imaterialist", "", made_up.make_imaterialist, "vit_b_32", "bert_avg"),
     ("folder", "", FOLDER["labels"], "clip_vit_b_32", "word2vec"),
     ("folder", "", FOLDER["columns"], "resnet50", "glove100"),
-    ("folder", "", FOLDER["instances"], "mobilenet_v2", "glove200"),
+    ("folder", "", FOLDER["instances"], "conv4", "glove200"),
     ("folder", "", FOLDER["folders"], "resnet50_vit_b_16", "bert_biencoder"),
-    ("folder", "", FOLDER["folders"], "conv4", "bert_concn"),
+    ("folder", "", FOLDER["folders"], "inception_v3", "bert_concn"),
     ("folder", "", FOLDER["folders"], "conv4", "mirrorwic"),
 ]
 
@@ -150,7 +139,11 @@ def test_every_name_has_a_run():
     assert {name for name, *_ in RUNS} == set(data.PHOTO_DATASETS)
 
 
-@pytest.mark.parametrize(("name", "variant", "make", "backbone", "embedding"), RUNS)
+# Inception has so many layers of different shapes that compiling it takes a minute.
+@pytest.mark.parametrize(
+    ("name", "variant", "make", "backbone", "embedding"),
+    [pytest.param(*run, marks=[pytest.mark.slow] * ("inception_v3" in run)) for run in RUNS],
+)
 def test_from_photos_to_results(prepare_run, tmp_path, name, variant, make, backbone, embedding, capsys):
     if embedding == "word2vec":
         pytest.importorskip("gensim")
