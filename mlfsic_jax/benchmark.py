@@ -313,7 +313,7 @@ def training_rows(quick: bool) -> Iterator[Row]:
 
 
 def memory_rows(quick: bool) -> Iterator[Row]:
-    """Training steps over a cache of COCO's size that is mapped from disk, a file of zeros."""
+    """Training steps over a cache of COCO's size that is read from disk, a file of zeros."""
     side, n = (2, 16) if quick else (7, 2048)
     n_images, n_labels, n_positives = (300, 4, 200) if quick else COCO
     n_steps = 2 if quick else 8
@@ -322,7 +322,7 @@ def memory_rows(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         shape, path = (n_images, side, side, n), Path(folder) / "values.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)  # takes no room: a file with a hole
-        cache = Cache(np.load(path, mmap_mode="r"), {}, Path(folder))
+        cache = Cache(shape, np.dtype(np.float16), {}, Path(folder))
         split = split_view(cache.read, labels)
         step = training_step(model, split)[0]  # the rest is freed
         rows = np.random.default_rng(0).integers(0, n_images, 5 * n_labels)

@@ -14,7 +14,7 @@ from mlfsic_jax import export, files, predict, train
 from mlfsic_jax.errors import InputError
 from tests import made_up
 from tests.test_predict import assert_like_evaluation, folder_run
-from tests.test_whole_program import TINY
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def shared_runs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEFAULT_CONFIGS)
 def test_a_table_of_scenes(shared_runs, monkeypatch, name):
-    """All tables, about half an hour: those rows run whose backbones and words are there."""
+    """All tables, about an hour: those rows run whose backbones and words are there."""
     monkeypatch.setattr(paper_tables, "N_SEEDS", 2)
     config = tiny(shared_runs)
     text = reproduce.reproduce(name, config, shared_runs / "runs")

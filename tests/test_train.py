@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -23,33 +22,13 @@ from mlfsic_jax.errors import InputError
 from mlfsic_jax.evaluate import METHODS, SplitView
 from mlfsic_jax.metrics import METRICS
 from mlfsic_jax.models import BaseModel
+from tests.tiny import scenes
 
-TINY = {
-    "shots": (1,),
-    "data.image_size": 32,
-    "data.images_per_split": (80, 60, 60),
-    "model.d_joint": 16,
-    "model.n_heads": 2,
-    "model.d_dynamic": 4,
-    "model.n_dynamic": 4,
-    "lcm.thresholds": (0.5, 0.53, 0.6),
-    "train.epochs": 4,
-    "train.warmup_epochs": 1,
-    "train.episodes_per_epoch": 2,
-    "train.n_query": 1,
-    "train.validate_every": 1,
-    "train.validation_episodes": 2,
-    "eval.episodes": 4,
-    "eval.sweep_episodes": 4,
-    "eval.n_query": 2,
-}
+FIELDS = {"train.epochs": 4, "train.episodes_per_epoch": 2}
 
 
-def tiny(tmp_path, **changes):
-    config = demo.get_config()
-    config.cache_dir = str(tmp_path / "cache")
-    config.update_from_flattened_dict(TINY | changes)
-    return config
+def tiny(folder, **changes):
+    return scenes(folder, **FIELDS | changes)
 
 
 @pytest.fixture(scope="module")
@@ -229,26 +208,6 @@ def test_results_say_where_they_come_from(undisturbed):
     assert provenance["packages"]["jax"] == jax.__version__
     assert provenance["mlfsic_jax"]["version"] == mlfsic_jax.__version__
     assert re.fullmatch("[0-9a-f]{64}", provenance["mlfsic_jax"]["sha256"])
-
-
-def test_a_killed_program_goes_on(undisturbed):
-    folder, results = undisturbed
-    workdir = folder / "killed"
-    command = [sys.executable, "-m", "mlfsic_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
-    command += [f"--config.cache_dir={folder / 'cache'}"]
-    command += [f"--config.{field}={value}".replace(" ", "") for field, value in TINY.items()]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ})
-    deadline = time.monotonic() + 300
-    # A step is committed when its folder has lost its temporary name.
-    while not any(p.name.isdigit() for p in workdir.glob("checkpoints_1shot/*")) and time.monotonic() < deadline:
-        assert program.poll() is None, program.stdout.read().decode()
-        time.sleep(0.02)
-    program.send_signal(signal.SIGKILL)
-    program.communicate()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "1-shot: continuing at epoch" in done.stdout and "Traceback" not in done.stderr
-    assert without_paths(json.loads((workdir / "results.json").read_text())) == without_paths(results)
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, monkeypatch):

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -187,6 +189,27 @@ def test_a_pretrained_backbone_is_where_the_episodes_start(prepare_run, tmp_path
     config.pretrain.epochs = 3
     with pytest.raises(InputError, match=r"other settings, pretrain.epochs \(there 2, now 3\)"):
         pretrain.pretrain(config, tmp_path / "run")
+
+
+def test_pretraining_stops_at_a_signal_and_goes_on_to_the_same_bytes(prepare_run, tmp_path, monkeypatch):
+    config = prepare_run("folder", "", FOLDER["labels"], "resnet50", "glove")
+    config.pretrain.batch_size = 8  # several steps an epoch
+    undisturbed = pretrain.pretrain(config, tmp_path / "run").read_bytes()
+    step, steps = pretrain.pretrain_step, []
+
+    def asked(*args, **options):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **options)
+
+    monkeypatch.setattr(pretrain, "pretrain_step", asked)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(config, tmp_path / "stopped")
+    assert [path.name for path in (tmp_path / "stopped/pretrain/checkpoints").iterdir()] == ["2"] and len(steps) == 2
+    assert pretrain.pretrain(config, tmp_path / "stopped").read_bytes() == undisturbed
+    log = [(tmp_path / run / "pretrain/metrics.jsonl").read_text() for run in ("run", "stopped")]
+    assert log[0] == log[1]
 
 
 def test_a_photo_that_is_cut_short_is_left_out(prepare_run, tmp_path, capsys):
