@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Tests that hurt, at length: the program killed at random 60 times in a row, every parser fuzzed, a long soak; about
-# 40 minutes on a CPU. Arguments go to pytest, e.g. -k killed; MLFSIC_SEED chooses other moments for the kills.
+# half an hour on a CPU. Arguments go to pytest, e.g. -k killed; MLFSIC_SEED chooses other moments for the kills.
 export MLFSIC_KILLS=${MLFSIC_KILLS:-60} MLFSIC_FUZZ=${MLFSIC_FUZZ:-2000} MLFSIC_SOAK=${MLFSIC_SOAK:-4000}
-exec "$(dirname "${BASH_SOURCE[0]}")/test.sh" -n 0 -s tests/test_torture.py tests/test_fuzz.py "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/test.sh" -n 0 tests/test_torture.py tests/test_fuzz.py "$@"

@@ -71,7 +71,7 @@ def wait_for(moment, folder, program, rng):
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("MLFSIC_SEED", 0))])
-def test_a_program_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_path, seed):
+def test_a_program_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_path, seed, capsys):
     rng = random.Random(seed)
     kills, rounds = dict.fromkeys(MOMENTS, 0), 0
     while sum(kills.values()) < KILLS:
@@ -101,7 +101,8 @@ def test_a_program_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp
         for name in WRITTEN:
             assert (folder / "run" / name).read_bytes() == (undisturbed / "run" / name).read_bytes(), (name, kills)
         shutil.rmtree(folder)
-    print(f"{sum(kills.values())} kills in {rounds} runs, all of which ended the same: {kills}")
+    with capsys.disabled():
+        print(f"\n{sum(kills.values())} kills in {rounds} runs, all of which ended the same: {kills}")
 
 
 def resident(program):
@@ -111,7 +112,7 @@ def resident(program):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path):
+def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path, capsys):
     folder = prepared(tmp_path / "soak", undisturbed / "cache" / "compiled")
     per_epoch = SOAK // 20
     program = start(folder, ["train.epochs=20", f"train.episodes_per_epoch={per_epoch}", *FIELDS[2:]])
@@ -124,5 +125,6 @@ def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path):
     assert program.returncode == 0, (folder / "output.txt").read_text()[-3000:]
     assert json.loads(log.read_text().splitlines()[-1])["step"] == 20 * per_epoch
     # By the fifth epoch everything is compiled and the allocator has its arenas.
-    print(f"{20 * per_epoch} episodes; MB after each epoch: {[round(m) for m in memory]}")
+    with capsys.disabled():
+        print(f"\n{20 * per_epoch} episodes; MB after each epoch: {[round(m) for m in memory]}")
     assert max(memory[-5:]) < max(memory[5:10]) + 40
