@@ -127,7 +127,8 @@ def test_the_card_and_the_manifest(scenes, frozen):
     card, manifest = ((scenes[2] / name).read_text() for name in ("card.md", "model.json"))
     score = results["methods"]["region_word_ridge"]["macro_ap"]
     for part in (
-        *("8 labels: red circle", "6 labels that it was not trained on: red square", "1-shot, 3 episodes"),
+        *("8 labels: red circle", "6 labels that it was not trained on: red square"),
+        f"1-shot, {TINY['eval.episodes']} episodes",
         f"| region_word_ridge | {100 * score['mean']:.1f} ± {100 * score['ci95']:.1f} |",
         *("trained from random weights", "generated scenes", "Only the dataset's labels have vectors here"),
     ):
