@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
@@ -18,7 +16,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mlfsic_jax import parallel
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import write_json
+from mlfsic_jax.files import sha256, write_json
+from mlfsic_jax.reading import read_json
 
 _CHECKSUMS, _TO_DELETE = "sha256.json", "to_delete"
 _WRITTEN_LATER = (_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # by Orbax, at the commit
@@ -155,18 +154,13 @@ class Checkpoints:
 
 def _checksums(step: Path) -> dict[str, str]:
     files = {str(path.relative_to(step)): path for path in sorted(step.rglob("*")) if path.is_file()}
-    return {name: _sha256(path) for name, path in files.items() if name not in _WRITTEN_LATER}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: sha256(path) for name, path in files.items() if name not in _WRITTEN_LATER}
 
 
 def _wrong_file(step: Path) -> str | None:
     """The name of a file that is missing, new or changed, or None."""
     try:
-        expected = json.loads((step / _CHECKSUMS).read_text())
+        expected = read_json(step / _CHECKSUMS)
         found = _checksums(step)
         return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
     except (OSError, ValueError, TypeError, AttributeError):

@@ -37,7 +37,7 @@ from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.backbones.pretrained import weights_files
 from mlfsic_jax.command import Parser, one_line_errors
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import read_arrays, write_arrays, write_json, write_tree
+from mlfsic_jax.files import read_arrays, sha256, write_arrays, write_json, write_tree
 from mlfsic_jax.label_embeddings import EMBEDDINGS, text_lines
 from mlfsic_jax.models import BaseModel
 from mlfsic_jax.reading import home, read_json, read_npz, reason, shown
@@ -214,7 +214,7 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words
                 write_tree(part / _BACKBONE, predictor.frozen_variables)
             write_arrays(part / _WORDS, words)
             (part / _CARD).write_text(card, encoding="utf-8")
-            files = {path.name: _digest(path) for path in sorted(part.iterdir())}
+            files = {path.name: sha256(path) for path in sorted(part.iterdir())}
             manifest = {"format": FORMAT, "mlfsic_jax": mlfsic_jax.__version__} | dict(predictor.manifest)
             manifest |= {"config": config.to_dict(), "card": card, "files": files}
             manifest["sha256"] = _manifest_digest(manifest)
@@ -268,7 +268,7 @@ def _read_export(path: Path) -> dict[str, Any]:
     for name, digest in manifest["files"].items():
         if not (path / name).is_file():
             raise InputError(f"{path / name} is missing: {again}")
-        if _digest(path / name) != digest:
+        if sha256(path / name) != digest:
             raise InputError(f"{path / name} is cut short or was altered: {again}")
     return manifest
 
@@ -457,11 +457,6 @@ def _damaged(path: Path, error: Exception) -> InputError:
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(flags: argparse.Namespace) -> None:

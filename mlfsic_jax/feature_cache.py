@@ -28,6 +28,7 @@ from mlfsic_jax.errors import InputError
 from mlfsic_jax.files import lock, write_json
 from mlfsic_jax.parallel import read_ahead
 from mlfsic_jax.progress import track
+from mlfsic_jax.reading import read_json
 
 _VALUES = "values.npy"
 _BATCH = 32  # on each device of this process
@@ -139,19 +140,12 @@ def usable_splits(dataset: ImageDataset, cache: Cache) -> dict[str, Split]:
 def _open(path: Path, manifest: dict) -> dict:
     """The progress of the cache at ``path``, which is started anew unless its files fit the manifest."""
     try:
-        progress = json.loads((path / "progress.json").read_text())
+        progress = read_json(path / "progress.json")
         values = np.load(path / _VALUES, mmap_mode="r")
-        fits = json.loads((path / "manifest.json").read_text()) == manifest
+        fits = read_json(path / "manifest.json") == manifest
         if fits and list(values.shape) == manifest["shape"] and values.dtype == manifest["dtype"]:
             return _without_damage(path, values, progress)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # missing, cut short or garbled: build it again
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # missing, cut short or garbled: build it again
         pass
     if path.exists():
         print(f"the cache {path} is damaged: building it again")

@@ -51,6 +51,12 @@ def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterat
         yield
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: pathlib.Path, value) -> None:
     """Writes beside, then renames: a reader never sees half a file."""
     part = path.with_suffix(".part")

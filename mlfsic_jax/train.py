@@ -514,13 +514,13 @@ def train_and_evaluate(
         settings["lcm"] = fields["lcm"] if config.lcm.during_training else None
         claim(workdir, config, settings | {"inputs": run.identity})
         _check_feasible(config, run)
-        results = []
+        results, comes_from = [], provenance(run)
         for n_shot in config.shots:
             variables = train(config, run, n_shot, workdir)
             print(f"{n_shot}-shot: evaluating {config.eval.episodes} episodes of novel labels", flush=True)
             fitted = evaluate.fit_ridge(run.model, variables, run.base, ridge_options(config))
             entry, values = evaluate_run(config, run, n_shot, variables, fitted)
-            results.append(entry | {"provenance": provenance(run)})
+            results.append(entry | {"provenance": comes_from})
             if parallel.is_first():
                 if results_in is None:
                     save_for_prediction(workdir, run, n_shot, variables, fitted)

@@ -180,7 +180,7 @@ def rewritten(out, change_manifest=lambda manifest: None, **arrays):
     manifest = json.loads((out / "model.json").read_text())
     change_manifest(manifest)
     for name in manifest["files"] if isinstance(manifest["files"], dict) else ():
-        manifest["files"][name] = export._digest(out / name)
+        manifest["files"][name] = files.sha256(out / name)
     manifest["sha256"] = export._manifest_digest(manifest)
     (out / "model.json").write_text(json.dumps(manifest))
 

@@ -22,7 +22,7 @@ from mlfsic_jax.errors import InputError
 from mlfsic_jax.evaluate import METHODS, SplitView
 from mlfsic_jax.metrics import METRICS
 from mlfsic_jax.models import BaseModel
-from tests.tiny import scenes
+from tests.tiny import acting, scenes
 
 FIELDS = {"train.epochs": 4, "train.episodes_per_epoch": 2}
 
@@ -98,17 +98,12 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(undisturbed, monkey
     folder, results = undisturbed
     workdir = folder / f"stopped_{at_step}"
     config = tiny(folder)
-    calls = []
+
+    def stop():
+        raise Stop
+
     with monkeypatch.context() as patch:
-        step = train.train_step
-
-        def stops(*args, **options):
-            if len(calls) == at_step:
-                raise Stop
-            calls.append(1)
-            return step(*args, **options)
-
-        patch.setattr(train, "train_step", stops)
+        patch.setattr(train, "train_step", acting(train.train_step, at_step + 1, stop)[0])
         with pytest.raises(Stop):
             train.train_and_evaluate(config, workdir)
     assert without_paths(train.train_and_evaluate(config, workdir)) == without_paths(results)
@@ -123,16 +118,8 @@ def test_a_signal_writes_a_checkpoint_after_the_step_and_the_run_goes_on(
     folder, _ = undisturbed
     workdir = folder / f"asked_{at_step}"
     config = tiny(folder)
-    steps = []
+    asked, steps = acting(train.train_step, at_step, lambda: os.kill(os.getpid(), number))
     with monkeypatch.context() as patch:
-        step = train.train_step
-
-        def asked(*args, **options):
-            steps.append(1)
-            if len(steps) == at_step:
-                os.kill(os.getpid(), number)
-            return step(*args, **options)
-
         patch.setattr(train, "train_step", asked)
         with pytest.raises(KeyboardInterrupt) as interrupt:
             train.train_and_evaluate(config, workdir)

@@ -195,14 +195,7 @@ def test_pretraining_stops_at_a_signal_and_goes_on_to_the_same_bytes(prepare_run
     config = prepare_run("folder", "", FOLDER["labels"], "resnet50", "glove")
     config.pretrain.batch_size = 8  # several steps an epoch
     undisturbed = pretrain.pretrain(config, tmp_path / "run").read_bytes()
-    step, steps = pretrain.pretrain_step, []
-
-    def asked(*args, **options):
-        steps.append(1)
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args, **options)
-
+    asked, steps = tiny.acting(pretrain.pretrain_step, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(pretrain, "pretrain_step", asked)
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(config, tmp_path / "stopped")

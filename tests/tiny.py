@@ -33,6 +33,19 @@ def scenes(folder, **changes):
     return config
 
 
+def acting(step, at, action):
+    """A training step that calls ``action`` before its call number ``at``, and a list that grows with each call."""
+    calls = []
+
+    def acts(*args, **options):
+        if len(calls) + 1 == at:
+            action()
+        calls.append(1)
+        return step(*args, **options)
+
+    return acts, calls
+
+
 def share_compiled(cache_dir):
     """Lets a command with this ``cache_dir`` use the compiled programs of the tests."""
     cache_dir.mkdir(parents=True)

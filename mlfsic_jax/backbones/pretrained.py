@@ -34,6 +34,7 @@ from flax import traverse_util
 
 from mlfsic_jax.backbones import create
 from mlfsic_jax.errors import InputError
+from mlfsic_jax.files import sha256
 from mlfsic_jax.reading import check_expansion, read_npz, reason, shown
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -113,8 +114,7 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
     digests = []
     for file in weights_files(path):
         try:
-            with open(file, "rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            digests.append(sha256(file))
         except OSError as error:
             raise InputError(f"cannot read the weights file {file}: {error.strerror}") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

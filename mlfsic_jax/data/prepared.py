@@ -25,7 +25,7 @@ import numpy as np
 
 from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import lock
+from mlfsic_jax.files import lock, sha256
 from mlfsic_jax.progress import track
 from mlfsic_jax.reading import home, reason, shown
 
@@ -161,8 +161,7 @@ def digest(parts: Sequence[Any]) -> str:
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, pathlib.Path):
-            with open(part, "rb") as file:
-                part = hashlib.file_digest(file, "sha256").digest()
+            part = bytes.fromhex(sha256(part))
         encoded = part if isinstance(part, bytes) else repr(part).encode()
         total.update(len(encoded).to_bytes(8, "little") + encoded)
     return total.hexdigest()
