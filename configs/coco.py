@@ -8,7 +8,7 @@
   same. Its label counts were checked on COCO's real annotations, all else on made-up photos.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 VARIANTS = ("", "laso")
 

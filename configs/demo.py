@@ -5,7 +5,7 @@ python -m mlfsic_jax.main --config=configs/demo.py
 ``:small`` shrinks everything until it runs in a minute and says nothing: to try the notebooks, and in tests.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 VARIANTS = ("", "small")
 

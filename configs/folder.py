@@ -10,7 +10,7 @@ MobileNetV2, frozen, for machines without an accelerator. Run on made-up photos,
 that is already trained, nothing needs to be trained here.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 
 def get_config(arg: str = ""):

@@ -6,7 +6,7 @@ Not run here: needs Kaggle's train.csv, label_descriptions.json and train/, and 
 was run on made-up photos in the official layout, in tests.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 
 def get_config(arg: str = ""):

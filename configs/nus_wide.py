@@ -6,7 +6,7 @@ Not run here: needs NUS-WIDE's ground truth, image list and photos, and torchvis
 was run on made-up photos in the official layout, in tests.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 
 def get_config(arg: str = ""):

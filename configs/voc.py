@@ -12,7 +12,7 @@
 - ``:finetune``: ResNet-50 trained end to end. Run here with Conv-4-64, in tests only: needs an accelerator.
 """
 
-from mlfsic_jax import config as defaults
+from mlfsic_jax.run import config as defaults
 
 VARIANTS = ("", "cpu", "deploy", "paper", "finetune")
 

@@ -1,8 +1,8 @@
 """Multi-label few-shot image classification in JAX: the Base and LCM models, their episodes and evaluation."""
 
-from mlfsic_jax.episodes import Episode, sample_episode
-from mlfsic_jax.lcm import LCMSelection, lcm_select
-from mlfsic_jax.metrics import multilabel_metrics
+from mlfsic_jax.core.episodes import Episode, sample_episode
+from mlfsic_jax.core.lcm import LCMSelection, lcm_select
+from mlfsic_jax.core.metrics import multilabel_metrics
 
 __all__ = ["Episode", "LCMSelection", "lcm_select", "multilabel_metrics", "sample_episode"]
 __version__ = "0.1.0"

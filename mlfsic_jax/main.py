@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from absl import app
 
-import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
-
-from mlfsic_jax import parallel
-from mlfsic_jax.command import one_line_errors
-
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, see README")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept; short for --config.workdir")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Flags in; a mistake in one of them, or in a config file, ends in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            raise ValueError("--config is missing: give a file of configs/, e.g. --config=configs/demo.py")
-        _CONFIG.value.lock()  # a file that could not be read says so only now
-        if rest[1:]:
-            raise ValueError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
-    except (flags.Error, ValueError, OSError, KeyError, AttributeError, TypeError, SyntaxError) as error:
-        # ml_collections puts what matters last, behind quotes and a traceback of its own.
-        last = str(error).replace("\\n", "\n").replace("\\'", "'").strip('"\n ').splitlines()[-1].strip()
-        unknown = isinstance(error, (KeyError, AttributeError))
-        sys.exit("error: no such config field: " + last.strip("\"'") if unknown else f"error: {last}")
-    return rest
-
-
-def run_config(command: Callable[[ConfigDict], object]) -> None:
-    """Calls ``command`` with the flags' config; a user's mistake ends in one line, an interruption too."""
-    config = _CONFIG.value
-    config.workdir = _WORKDIR.value or config.workdir
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
-    parallel.start()
-    go_on = f"the same command goes on from the last checkpoint in {config.workdir}"
-    with one_line_errors(go_on, parallel.signals()), parallel.one_voice():
-        command(config)
+from mlfsic_jax.system.flags import parse, run_config
 
 
 def main(_: list[str]) -> None:
     """Trains and evaluates."""
-    from mlfsic_jax.train import train_and_evaluate  # not at the top: a mistyped flag is told at once
+    from mlfsic_jax.run.train import train_and_evaluate  # not at the top: a mistyped flag is told at once
 
     run_config(lambda config: train_and_evaluate(config, config.workdir))
 

@@ -12,11 +12,11 @@ import optax
 from absl import app
 from ml_collections import ConfigDict
 
-from mlfsic_jax import evaluate, inputs
-from mlfsic_jax.config import validate
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.main import parse, run_config
-from mlfsic_jax.train import create_train_state, ridge_options
+from mlfsic_jax.run import evaluate, inputs
+from mlfsic_jax.run.config import validate
+from mlfsic_jax.run.train import create_train_state, ridge_options
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.flags import parse, run_config
 
 GRID = {
     "beta": (0.0, 0.25, 0.5, 1.0),

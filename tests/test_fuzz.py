@@ -25,11 +25,16 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from safetensors.numpy import save
 
-from mlfsic_jax import export, files, label_embeddings, report, text_encoders, train
 from mlfsic_jax.backbones import Conv4
-from mlfsic_jax.backbones.pretrained import load_weights, read_state_dict
+from mlfsic_jax.backbones.weights import load_weights, read_state_dict
 from mlfsic_jax.data import coco, download, folder, imaterialist, nus_wide, prepared, splits, transforms, voc
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.data import encoders as text_encoders
+from mlfsic_jax.data import words as label_embeddings
+from mlfsic_jax.report import page as report
+from mlfsic_jax.run import saved as export
+from mlfsic_jax.run import train
+from mlfsic_jax.system import files
+from mlfsic_jax.system.errors import InputError
 
 MOST = int(os.environ.get("MLFSIC_FUZZ", "0"))
 SECONDS = 10  # of processor time for a file of a few kilobytes; most take milliseconds

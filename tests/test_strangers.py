@@ -47,14 +47,18 @@ for module in pkgutil.walk_packages(mlfsic_jax.__path__, "mlfsic_jax."):
     except ModuleNotFoundError as error:
         assert error.name == "torch", error  # an extra
 
-from mlfsic_jax import inputs, label_embeddings, predict
+from mlfsic_jax.run import inputs
+
+from mlfsic_jax.data import words as label_embeddings
+
+from mlfsic_jax.run import classifier as predict
 from mlfsic_jax.data import prepare
 from configs import folder, voc
 
 def mistake(command, *arguments):
     try:
         command(*arguments)
-    except (SystemExit, mlfsic_jax.errors.InputError) as error:
+    except (SystemExit, mlfsic_jax.system.errors.InputError) as error:
         print(error)
     else:
         raise AssertionError(command)

@@ -16,11 +16,13 @@ import jax
 import numpy as np
 import pytest
 
-from mlfsic_jax import backbones, data, label_embeddings, pretrain, train
-from mlfsic_jax.backbones import pretrained
+from mlfsic_jax import backbones, data
+from mlfsic_jax.backbones import weights as pretrained
 from mlfsic_jax.data import prepare
+from mlfsic_jax.data import words as label_embeddings
 from mlfsic_jax.data.splits import label_split
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.run import pretrain, train
+from mlfsic_jax.system.errors import InputError
 from tests import made_up, tiny
 
 TINY = tiny.TINY | {

@@ -19,7 +19,7 @@ from mlfsic_jax.backbones.mobilenet import MobileNetV2
 from mlfsic_jax.backbones.pooled import Pooled
 from mlfsic_jax.backbones.resnet import ResNet
 from mlfsic_jax.backbones.vit import VisionTransformer
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 __all__ = [
     "BACKBONES",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlfsic_jax.backbones._layers import batch_norm, conv
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 _SMALLEST = 75  # pixels; below that nothing is left of the map
 _EPSILON = 1e-3  # of all its batch norms

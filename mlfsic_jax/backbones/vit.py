@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 _EPSILON = 1e-6  # of all its layer norms
 

@@ -11,7 +11,7 @@ import numpy as np
 from mlfsic_jax.data import prepared, scenes, splits
 from mlfsic_jax.data.card import data_card
 from mlfsic_jax.data.dataset import SPLITS, ImageDataset, Split
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 __all__ = ["DATASETS", "PHOTO_DATASETS", "ImageDataset", "Split", "data_card", "is_available", "layout", "load"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlfsic_jax.data import prepared
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import label_name, photo_path, read_json, reason, shown
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import label_name, photo_path, read_json, reason, shown
 
 LABEL_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

@@ -25,10 +25,10 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import lock
-from mlfsic_jax.progress import track
-from mlfsic_jax.reading import home, reason
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import lock
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import expand, reason
 
 _MB = 10**6
 
@@ -169,7 +169,7 @@ def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **
     Raises:
       InputError: too little disk space, or as ``fetch`` and ``unpack``.
     """
-    folder = home(folder)
+    folder = expand(folder)
     with _one_line(folder):
         missing = [asset for asset in assets if not _is_unpacked(asset, folder)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def fetch(
     Raises:
       InputError: the file cannot be had, is not the published one, or cannot be written.
     """
-    path = home(folder) / asset.filename
+    path = expand(folder) / asset.filename
     with _one_line(path.parent):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, w
     Raises:
       InputError: the archive is damaged or unsafe, lacks something that is wanted, or does not fit on the disk.
     """
-    archive, folder = pathlib.Path(archive), home(folder)
+    archive, folder = pathlib.Path(archive), expand(folder)
     scratch = folder / f".unpacking-{archive.name}"
     with _one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)

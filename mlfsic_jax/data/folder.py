@@ -19,8 +19,8 @@ from PIL import Image
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import instances
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import label_name, photo_path, reason, shown
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import label_name, photo_path, reason, shown
 
 DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"

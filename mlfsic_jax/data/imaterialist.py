@@ -8,8 +8,8 @@ import pathlib
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import listing
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import photo_path, read_json, reason, shown
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import photo_path, read_json, reason, shown
 
 LABEL_NAMES = (
     "shirt, blouse", "top, t-shirt, sweatshirt", "sweater", "cardigan", "jacket", "vest", "pants", "shorts", "skirt",

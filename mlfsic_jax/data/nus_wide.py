@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlfsic_jax.data import prepared
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import photo_path, reason
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import photo_path, reason
 
 LABEL_NAMES = (
     "airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat",

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from mlfsic_jax import data
 from mlfsic_jax.backbones import BACKBONES, published_files
-from mlfsic_jax.command import Parser, one_line_errors
 from mlfsic_jax.data import download
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.errors import InputError
 
 _UNPACKED = {"voc": "VOCdevkit", "coco": "coco"}  # dataset -> its folder in the data folder after a download
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedding", choices=["glove"], help="with --download: fetch GloVe 6B too")
     parser.add_argument("--backbone", choices=with_weights, help="with --download: fetch its published weights too")
     flags = parser.parse_args(arguments)
-    with one_line_errors("the same command goes on where it was stopped"):
+    with cli_errors("the same command goes on where it was stopped"):
         prepare(flags)
 
 

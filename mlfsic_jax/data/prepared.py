@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlfsic_jax.data.transforms import decode_photo
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.files import lock, sha256
-from mlfsic_jax.progress import track
-from mlfsic_jax.reading import home, reason, shown
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import lock, sha256
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import expand, reason, shown
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
 _TABLE_FILE = "table.npz"
@@ -128,8 +128,8 @@ def open_or_prepare(
     """
     if not prepared_dir:
         raise InputError(f"prepared_dir is empty: give a folder that can hold a copy of the photos of {name}")
-    root = home(prepared_dir) / f"{name}_photos"
-    path = home(source) if source else None
+    root = expand(prepared_dir) / f"{name}_photos"
+    path = expand(source) if source else None
     if path is not None and path.exists():
         scanned = scan(path)
         copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
@@ -151,9 +151,9 @@ def open_or_prepare(
 
 def is_available(name: str, source: str | os.PathLike[str] | None, prepared_dir: str | os.PathLike[str]) -> bool:
     """Whether ``open_or_prepare`` has something to start from: the source folder or a prepared copy."""
-    if source and home(source).exists():
+    if source and expand(source).exists():
         return True
-    return any((home(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+    return any((expand(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
 
 
 def digest(parts: Sequence[Any]) -> str:

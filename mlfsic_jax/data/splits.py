@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mlfsic_jax.data.dataset import SPLITS, Split
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import home, label_name, read_json, reason
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import expand, label_name, read_json, reason
 
 POLICIES = ("exclusive", "leakfree")
 _AUTO_DRAWS = 200
@@ -51,7 +51,7 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
       InputError: the file cannot be read, or names a label that the dataset does not have, or one twice.
     """
     try:
-        content = read_json(home(path))
+        content = read_json(expand(path))
         if not all(isinstance(content[name], list) for name in SPLITS):
             raise TypeError("one of them is no list")
         split = {name: tuple(label_name(label, os.fspath(path)) for label in content[name]) for name in SPLITS}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.reading import reason
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import reason
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
 MAX_BYTES = 10**9  # of the file: more than so many pixels take uncompressed, with 16 bits of four colours

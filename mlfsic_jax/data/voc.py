@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from mlfsic_jax.data import prepared
-from mlfsic_jax.errors import InputError
-from mlfsic_jax.progress import track
-from mlfsic_jax.reading import reason, shown
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import reason, shown
 
 LABEL_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

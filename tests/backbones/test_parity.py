@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from mlfsic_jax.backbones import ClipResNet, Conv4, InceptionV3, MobileNetV2, ResNet, create
-from mlfsic_jax.backbones.pretrained import load_weights, to_variables
+from mlfsic_jax.backbones.weights import load_weights, to_variables
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402

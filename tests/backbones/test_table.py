@@ -23,8 +23,8 @@ from mlfsic_jax.backbones import (
     published_files,
 )
 from mlfsic_jax.backbones.inception import _BLOCKS, Mixed
-from mlfsic_jax.backbones.pretrained import load_weights, save_weights, weights_files, weights_hash
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.backbones.weights import load_weights, save_weights, weights_files, weights_hash
+from mlfsic_jax.system.errors import InputError
 
 MAPS = {
     "conv4": (14, 14, 64),

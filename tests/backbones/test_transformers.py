@@ -14,8 +14,8 @@ import pytest
 from flax import traverse_util
 
 from mlfsic_jax.backbones import ClipVisionTransformer, ResNet, VisionTransformer, create
-from mlfsic_jax.backbones.pretrained import to_variables
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.backbones.weights import to_variables
+from mlfsic_jax.system.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ import pytest
 
 from mlfsic_jax import data
 from mlfsic_jax.data.dataset import ImageDataset, Split
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 
 def small_dataset(**changes):

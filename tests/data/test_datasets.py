@@ -13,7 +13,7 @@ from mlfsic_jax import data
 from mlfsic_jax.data import data_card
 from mlfsic_jax.data.dataset import SPLITS
 from mlfsic_jax.data.splits import label_split
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 from tests import made_up
 
 POLICY = {"coco": "exclusive", "nus_wide": "leakfree", "imaterialist": "leakfree", "folder": "leakfree"}

@@ -18,10 +18,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from mlfsic_jax import files
 from mlfsic_jax.data import download
 from mlfsic_jax.data.download import ASSETS, Asset, fetch, fetch_and_unpack, unpack, weights
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system import files
+from mlfsic_jax.system.errors import InputError
 
 BODY = np.random.default_rng(0).bytes(300_000)
 FAST = {"timeout": 5.0, "retries": 2, "backoff": 0.001}

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlfsic_jax.data.dataset import SPLITS
 from mlfsic_jax.data.splits import POLICIES, auto_split, label_split, split_images
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 COLUMNS = {"train": np.array([0, 3]), "validation": np.array([1]), "novel": np.array([4])}  # column 2 is in no split
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlfsic_jax.data import transforms
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 
 def encode(image, kind, **options):

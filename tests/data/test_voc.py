@@ -16,7 +16,7 @@ from PIL import Image
 from mlfsic_jax import data
 from mlfsic_jax.data import data_card, prepared
 from mlfsic_jax.data.dataset import SPLITS
-from mlfsic_jax.errors import InputError
+from mlfsic_jax.system.errors import InputError
 
 # year, image set, image, objects as (label, difficult)
 IMAGES = [

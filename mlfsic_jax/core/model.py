@@ -1,0 +1,198 @@
+"""The Base and LCM models: backbone, joint embedding, prototypes put together (paper section 4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlfsic_jax.core.functional import binary_cross_entropy, cosine_logits
+from mlfsic_jax.core.lcm import loss_change, select_positions
+from mlfsic_jax.core.prototypes import Prototypes
+
+
+class JointEmbedding(nn.Module):
+    """A_visual and A_text: two linear maps without bias into the joint space (eq 2).
+
+    ``visual`` is linear, so it is applied to local features once and everything after lives in ``d_joint`` dimensions.
+    """
+
+    d_joint: int
+    orthogonal: bool = False  # start A_visual as a (semi-)orthogonal map
+
+    def setup(self):
+        visual_init = nn.initializers.orthogonal() if self.orthogonal else nn.initializers.lecun_normal()
+        self.a_visual = nn.Dense(self.d_joint, use_bias=False, kernel_init=visual_init)
+        self.a_text = nn.Dense(self.d_joint, use_bias=False)
+
+    def visual(self, features: jax.Array) -> jax.Array:
+        """float [..., n] -> [..., d_joint]."""
+        return self.a_visual(features)
+
+    def text(self, word_vectors: jax.Array) -> jax.Array:
+        """float [C, d_w] -> [C, d_joint]."""
+        return self.a_text(word_vectors)
+
+
+class LCMOptions(NamedTuple):
+    """How LCM runs inside the model; fields as in ``lcm_select``, ``selection`` as in ``lcm.loss_change``."""
+
+    steps: int = 20
+    step_size: float = 1.0
+    momentum: float = 0.95
+    score_scaling: str = "minmax"
+    selection: str = "momentum"
+
+
+class BaseModel(nn.Module):
+    """Joint embedding plus word-guided prototypes, on local features or, with a backbone, on photos.
+
+    Linen rather than NNX: parameters are a plain pytree outside of the module, so vmap, grad and scan over episodes
+    need nothing special.
+
+    Attributes:
+      d_joint: width of the joint space, d_j.
+      scale: lambda of eqs 4 and 19.
+      prototypes: fields of ``Prototypes``.
+      anchor: start at the plain prototype classifier (ours): orthogonal A_visual, uniform attention, closed gates.
+      backbone: a module photos -> local features trained with the rest, or None where inputs are local features.
+      attention: see ``Prototypes``.
+      dynamic: see ``Prototypes``.
+      cm_loss: whether there is L_cm; False is an ablation (section 5.4.1).
+      query_loss_on: images of L_query, "query" or, WGA's ablation of the CM loss, "both" support and query.
+      query_top: k of ``query_logits``; 0 compares global features of the queries.
+    """
+
+    d_joint: int = 512
+    scale: float = 10.0
+    n_heads: int = 8
+    d_dynamic: int = 64
+    n_dynamic: int = 16
+    dropout: float = 0.1
+    skip: bool = True
+    anchor: bool = False
+    backbone: nn.Module | None = None
+    attention: str = "channelwise"
+    dynamic: bool = True
+    cm_loss: bool = True
+    query_loss_on: str = "query"
+    query_top: int = 0
+
+    def setup(self):
+        self.joint = JointEmbedding(self.d_joint, orthogonal=self.anchor)
+        self.prototype = Prototypes(
+            *(self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor),
+            *(self.attention, self.dynamic, self.scale),
+        )
+
+    def features(self, inputs, train: bool = False):
+        """Photos float [B, H, W, 3] (with a backbone) or local features [B, h, w, n] -> [B, h, w, n] float32."""
+        return self.backbone(inputs, train) if self.backbone is not None else inputs.astype(jnp.float32)
+
+    def regions(self, features):
+        """Local features [B, h, w, n] -> [B, h * w, d_joint] in the joint space."""
+        return self.joint.visual(features.reshape(features.shape[0], -1, features.shape[-1]))
+
+    def words(self, word_vectors):
+        """float [C, d_w] -> [C, d_joint]."""
+        return self.joint.text(word_vectors)
+
+    def prototypes(self, regions, labels, words, keep=None, train: bool = False):
+        """See ``Prototypes``."""
+        return self.prototype(regions, labels, words, keep, train)
+
+    def query_logits(self, regions, prototypes):
+        """lambda times the cosine of queries and prototypes (eq 19, appendix A.3.3).
+
+        With ``query_top`` = k it is the mean of the k highest cosines that a query's local features have with a
+        prototype. The paper takes their sum, which ranks alike; with the mean, lambda keeps its meaning.
+
+        Args:
+          regions: float [Q, L, d], local features; their means, [Q, 1, d], do where ``query_top`` is 0.
+          prototypes: float [C, d].
+
+        Returns:
+          float [Q, C].
+        """
+        if not self.query_top:
+            return cosine_logits(regions.mean(axis=1), prototypes, self.scale)
+        logits = cosine_logits(regions, prototypes, self.scale).swapaxes(1, 2)  # [Q, C, L]
+        highest, _ = jax.lax.top_k(logits, min(self.query_top, logits.shape[-1]))
+        return highest.mean(axis=-1)
+
+    def losses(self, support, query, support_labels, query_labels, word_vectors, *, lcm=None, threshold=0.53):
+        """The two losses of one training episode, summed over images and labels (eqs 3, 18).
+
+        Args:
+          support: inputs of the S support images, see ``features``.
+          query: inputs of the Q query images.
+          support_labels: 0/1 [S, C].
+          query_labels: 0/1 [Q, C].
+          word_vectors: float [C, d_w].
+          lcm: ``LCMOptions`` to select regions during training too, or None.
+          threshold: theta where ``lcm`` is given.
+
+        Returns:
+          (L_cm, L_query), two scalars; L_cm is 0 without ``cm_loss``.
+        """
+        features = self.features(jnp.concatenate([support, query]), train=True)
+        regions, words = self.regions(features), self.words(word_vectors)
+        n_support = len(support)
+        cm = jnp.zeros(())
+        if self.cm_loss:
+            by_words = cosine_logits(regions[:n_support].mean(axis=1), words, self.scale)
+            cm = binary_cross_entropy(by_words, support_labels).sum()
+        keep = None
+        if lcm is not None:
+            frozen, frozen_words = jax.lax.stop_gradient((regions[:n_support], words))
+            scores = self.lcm_scores(frozen, support_labels, frozen_words, lcm)
+            keep = select_positions(scores, threshold, scale=self.scale, score_scaling=lcm.score_scaling)
+        prototypes = self.prototypes(regions[:n_support], support_labels, words, keep, train=True)
+        images, labels = regions[n_support:], query_labels
+        if self.query_loss_on == "both":
+            images, labels = regions, jnp.concatenate([support_labels, query_labels])
+        return cm, binary_cross_entropy(self.query_logits(images, prototypes), labels).sum()
+
+    def lcm_scores(self, regions, labels, words, options: LCMOptions):
+        """LCM's raw scores: float [S, L, d], 0/1 [S, C], float [C, d] -> float [S, L]."""
+        score, _ = loss_change(
+            regions,
+            labels,
+            words,
+            scale=self.scale,
+            steps=options.steps,
+            step_size=options.step_size,
+            momentum=options.momentum,
+            selection=options.selection,
+        )
+        return score
+
+    def __call__(self, support, query, support_labels, query_labels, word_vectors):
+        return self.losses(support, query, support_labels, query_labels, word_vectors)
+
+
+def attention_values(model: BaseModel, variables, regions, words):
+    """What the attention gives every region for every label: the sum over its heads, before the softmax.
+
+    These are the maps that the papers show (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them,
+    it only takes regions away before the softmax. An attention on global features gives all regions of an image the
+    same; a model without attention gives 0.
+
+    Args:
+      model: the model.
+      variables: its parameters.
+      regions: float [S, L, d_joint], local features in the joint space, see ``BaseModel.locals``.
+      words: float [C, d_joint], see ``BaseModel.words``.
+
+    Returns:
+      float [S, C, L].
+    """
+    labels = jnp.ones((len(regions), len(words)))
+    shape = (len(regions), len(words), regions.shape[1])
+    if model.attention == "none":
+        return jnp.zeros(shape, words.dtype)
+    _, state = model.apply(variables, regions, labels, words, method="prototypes", mutable="intermediates")
+    (logits,) = state["intermediates"]["prototype"]["attention"]["logits"]  # [C, heads, S * L], or S if global
+    return jnp.broadcast_to(logits.sum(axis=1).reshape(len(words), len(regions), -1).swapaxes(0, 1), shape)

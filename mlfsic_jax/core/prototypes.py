@@ -1,0 +1,213 @@
+"""Label prototypes from the support set's local features, guided by the label's word (paper section 4.3)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlfsic_jax.core.functional import cosine_logits, unit
+
+ATTENTIONS = ("channelwise", "standard", "global", "simple", "simple_local", "low_rank", "none")
+
+
+class CrossAttention(nn.Module):
+    """Channel-wise cross-attention: the word asks, the local features answer, head by head (eqs 12-14).
+
+    Attributes:
+      n_heads: n_a; each head sees d_joint / n_heads channels, keys and values alike.
+      dropout: rate inside the MLP.
+      skip: a skip connection around the MLP (ours; the paper's equation 14 has none).
+      anchor: start as uniform attention without MLP, that is, as the plain mean of the local features.
+      separate: standard attention, WGA's: keys and values come from linear layers K_j and V_j.
+    """
+
+    n_heads: int
+    dropout: float
+    skip: bool
+    anchor: bool
+    separate: bool = False
+
+    @nn.compact
+    def __call__(self, regions, mask, words, train: bool):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d = words.shape[-1]
+        # One linear layer holds the Q_j of all heads.
+        query = nn.Dense(d, use_bias=False, kernel_init=_zeros_if(self.anchor), name="query")(words)
+        query = query.reshape(-1, self.n_heads, d // self.n_heads)  # [C, heads, d_a]
+        keys = values = regions.reshape(-1, self.n_heads, d // self.n_heads)  # [M, heads, d_a]
+        if self.separate:
+            keys = nn.Dense(d, use_bias=False, name="key")(regions).reshape(keys.shape)
+            values = nn.Dense(d, use_bias=False, name="value")(regions).reshape(values.shape)
+        logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
+        self.sow("intermediates", "logits", logits)  # for those who ask, see ``models.attention_values``
+        attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
+        pooled = jnp.einsum("chm,mhd->chd", attention, values).reshape(-1, d)
+        hidden = nn.gelu(nn.Dense(d, name="mlp_1")(pooled), approximate=False)
+        out = nn.Dense(d, name="mlp_2")(nn.Dropout(self.dropout, deterministic=not train)(hidden))
+        if self.anchor:
+            out = out * self.param("mlp_gate", nn.initializers.zeros, ())
+        return pooled + out if self.skip else out
+
+
+class SimpleAttention(nn.Module):
+    """Mean of the features weighted by softmax(lambda cos(feature, word)) (appendix A.3.1).
+
+    Attributes:
+      scale: lambda.
+    """
+
+    scale: float
+
+    @nn.compact
+    def __call__(self, features, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        logits = cosine_logits(words, features, self.scale)  # [C, M]
+        self.sow("intermediates", "logits", logits[:, None])
+        return _masked_softmax(logits, mask) @ features
+
+
+class LowRankAttention(nn.Module):
+    """Mean of the features weighted as in KGGR (Chen et al. 2020): softmax(f_a(P' tanh(U' feature * V' word) + b)).
+
+    P and f_a, two linear layers in a row, are one here, and a softmax does not see their biases. All widths are d.
+    """
+
+    @nn.compact
+    def __call__(self, features, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d = words.shape[-1]
+        from_features = nn.Dense(d, use_bias=False, name="feature")(features)  # [M, d]
+        from_words = nn.Dense(d, use_bias=False, name="word")(words)  # [C, d]
+        joint = jnp.tanh(from_words[:, None] * from_features)  # [C, M, d]
+        logits = nn.Dense(1, use_bias=False, name="coefficient")(joint)[..., 0]  # [C, M]
+        self.sow("intermediates", "logits", logits[:, None])
+        return _masked_softmax(logits, mask) @ features
+
+
+class DynamicConvolution(nn.Module):
+    """Two 1x1 convolutions whose kernels are generated from the word (eqs 15-16).
+
+    Attributes:
+      d_dynamic: d_d, width between the two.
+      n_dynamic: n_d, how many of a label's local features go through: the most similar to its word by cosine.
+      anchor: start at zero.
+    """
+
+    d_dynamic: int
+    n_dynamic: int
+    anchor: bool
+
+    @nn.compact
+    def __call__(self, regions, mask, words):
+        """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
+        d, d_dynamic = words.shape[-1], self.d_dynamic
+        # The biases alone start the kernels at fan-in scale; the words modulate them.
+        theta_1 = nn.Dense(
+            d * d_dynamic,
+            kernel_init=nn.initializers.normal(0.02 / d**0.5),
+            bias_init=nn.initializers.normal(d**-0.5),
+            name="kernel_1",
+        )(words).reshape(-1, d, d_dynamic)
+        theta_2 = nn.Dense(
+            d_dynamic * d,
+            kernel_init=nn.initializers.normal(0.02),
+            bias_init=nn.initializers.normal(d_dynamic**-0.5),
+            name="kernel_2",
+        )(words).reshape(-1, d_dynamic, d)
+
+        n_top = min(self.n_dynamic, mask.shape[1])
+        similarity = jnp.where(mask, unit(words) @ unit(regions).T, -jnp.inf)  # [C, M]
+        similarity, top = jax.lax.top_k(jax.lax.stop_gradient(similarity), n_top)
+        present = jnp.isfinite(similarity)[..., None]  # a label with fewer locals averages what there is
+        u = jnp.einsum("ckd,cde->cke", regions[top], theta_1)
+        u = nn.relu(nn.LayerNorm(name="norm_1")(u))
+        u = jnp.einsum("cke,ced->ckd", u, theta_2)
+        u = nn.relu(nn.LayerNorm(name="norm_2")(u))
+        out = jnp.sum(jnp.where(present, u, 0), axis=1) / jnp.maximum(present.sum(axis=1), 1)
+        return out * self.param("gate", nn.initializers.zeros, ()) if self.anchor else out
+
+
+class Prototypes(nn.Module):
+    """p_c = cross-attention + dynamic convolution (eq 17), or an ablation of them (section 5.4.1, appendix A.3.1).
+
+    Attributes:
+      n_heads: see ``CrossAttention``.
+      d_dynamic: see ``DynamicConvolution``.
+      n_dynamic: see ``DynamicConvolution``.
+      dropout: see ``CrossAttention``.
+      skip: see ``CrossAttention``.
+      anchor: see both.
+      attention: what stands for p_att. "channelwise": the paper's; "standard": with layers for keys and values;
+        "global": the paper's, on the images' global features; "simple" and "simple_local": ``SimpleAttention`` on
+        global and on local features; "low_rank": ``LowRankAttention``; "none": nothing. The simple ones and "low_rank"
+        have no MLP. An image's global feature is the mean of its kept local features.
+      dynamic: whether there is p_dyn.
+      scale: lambda of the simple attentions.
+    """
+
+    n_heads: int = 8
+    d_dynamic: int = 64
+    n_dynamic: int = 16
+    dropout: float = 0.1
+    skip: bool = True
+    anchor: bool = False
+    attention: str = "channelwise"
+    dynamic: bool = True
+    scale: float = 10.0
+
+    @nn.compact
+    def __call__(self, regions, labels, words, keep=None, train: bool = False):
+        """Computes the prototypes of all labels.
+
+        Args:
+          regions: float [S, L, d], the support's local features in the joint space.
+          labels: 0/1 or bool [S, C]; a label's prototype uses every support image that has it.
+          words: float [C, d], label embeddings in the joint space.
+          keep: bool [S, L], positions to use (LCM), or None for all.
+          train: whether dropout is active (needs the rng "dropout").
+
+        Returns:
+          float [C, d], finite even for a label without a support image, which has no locals to go by.
+
+        Raises:
+          ValueError: there is no such attention, or nothing that a prototype could be made of.
+        """
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {ATTENTIONS}, not {self.attention!r}")
+        if self.attention == "none" and not self.dynamic:
+            raise ValueError("attention='none' needs dynamic=True: there is nothing else to make prototypes of")
+        s, n_locals, d = regions.shape
+        keep = jnp.ones((s, n_locals), bool) if keep is None else keep
+        mask = (labels.astype(bool).T[:, :, None] & keep[None]).reshape(-1, s * n_locals)  # [C, S * L]
+        flat = regions.reshape(-1, d)
+        features, present = flat, mask
+        if self.attention in ("global", "simple"):
+            present = labels.astype(bool).T & keep.any(axis=1)  # [C, S]
+            features = jnp.where(keep[..., None], regions, 0).sum(axis=1)  # [S, d]
+            features = features / jnp.maximum(keep.sum(axis=1, keepdims=True), 1)
+
+        attended = convolved = 0.0
+        if self.attention in ("channelwise", "standard", "global"):
+            separate = self.attention == "standard"
+            attention = CrossAttention(self.n_heads, self.dropout, self.skip, self.anchor, separate, name="attention")
+            attended = attention(features, present, words, train)
+        elif self.attention in ("simple", "simple_local"):
+            attended = SimpleAttention(self.scale, name="attention")(features, present, words)
+        elif self.attention == "low_rank":
+            attended = LowRankAttention(name="attention")(features, present, words)
+        if self.dynamic:
+            dynamic = DynamicConvolution(self.d_dynamic, self.n_dynamic, self.anchor, name="dynamic")
+            convolved = dynamic(flat, mask, words)
+        return attended + convolved
+
+
+def _zeros_if(anchor: bool):
+    return nn.initializers.zeros if anchor else nn.initializers.lecun_normal()
+
+
+def _masked_softmax(logits, mask):
+    """Softmax over the last axis where ``mask``; all zero where nothing is left."""
+    highest = jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-1e30)
+    weights = jnp.exp(jnp.where(mask, logits - highest, -jnp.inf))  # not exp(..) * mask: inf * 0 is NaN
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)

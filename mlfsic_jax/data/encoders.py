@@ -1,0 +1,365 @@
+"""Vectors of labels from text encoders: BERT, its fine-tuned relatives, and CLIP. Needs the extra ``[text]``.
+
+Yan et al. 2025 (MMCI), section 5.1.3, names the methods and little else; what follows is from each method's own source.
+"Reading" marks what the sources leave open.
+
+``mirrorbert``: Liu et al., EMNLP 2021. The label alone; the last layer at [CLS]. The model card of
+  cambridgeltl/mirror-bert-base-uncased-word says to use [CLS], and so does the authors' code.
+``bert_biencoder``: Gajbhiye et al., COLING 2022. ``LABEL means [MASK]``, without a full stop; the last layer of the
+  concept encoder at [MASK], scaled to length 1, as in github.com/amitgajbhiye/biencoder_concept_property. Reading: of
+  the published weights we take bb_gkb_cnet_plus_cnet_has_property.pt, BERT-base and the README's default.
+``mirrorwic``: Liu et al., CoNLL 2021. A sentence with the label; the mean of the last four layers (hidden states 9 to
+  12) over the mention's word pieces, as in the evaluation scripts of github.com/cambridgeltl/MirrorWiC.
+``bert_avg``: Li et al., IJCAI 2021. A sentence in which one [MASK] stands for the mention; the last layer there. Li et
+  al. also try unmasked mentions, the mean over word pieces, and find that masking is what makes the vectors good. MMCI
+  does not say which of the two it takes. Reading: the masked one, BERT-base, as the same authors' WGA (Yan et al.,
+  AAAI 2022) writes "BERT-base with masking". Li et al.'s filtering of mentions is not part of it.
+``bert_concn``: Li et al., SIGIR 2023 (ConCN; the name does not stand for a concatenation). As ``bert_avg``, but BERT is
+  fine-tuned first, so that masked mentions with the same ConceptNet property are close. We found no published weights:
+  they come from run_finetune_with_ds.py of github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the
+  end too, as it is in the fine-tuning and in their extract_mv_mask.py.
+``clip``: Radford et al., ICML 2021. ``a photo of a LABEL``, MMCI's prompt; the projected text embedding, not scaled.
+  Reading: ViT-B/32, the one that MMCI's table 6 puts together with these word vectors.
+
+The encoders in context average over sentences that mention the label; MMCI takes 500 of Wikipedia at random. A sentence
+counts if it has the label as written, in any case, between word boundaries: plurals do not count, and of several
+mentions the first is taken. A label with commas or slashes is a list of synonyms, of which any counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import expand
+
+
+class Encoder(NamedTuple):
+    """How a label's vector is taken from a text encoder.
+
+    Attributes:
+      model: the published model on huggingface.co, or None if there is none.
+      dimension: length of that model's vectors.
+      prompt: the text, with {label} and {mask}; None if it takes sentences that mention the label.
+      at: where the vector is read: "cls", "mask", "mention", or "projection" (CLIP).
+      layers: how many of the last layers are averaged.
+      unit: whether the vector is scaled to length 1.
+      prefix: what the keys of the network begin with in a checkpoint of the authors; "" if there are none.
+      weights: that checkpoint, (repository, file) on huggingface.co, or None.
+    """
+
+    model: str | None
+    dimension: int | None
+    prompt: str | None
+    at: str
+    layers: int = 1
+    unit: bool = False
+    prefix: str = ""
+    weights: tuple[str, str] | None = None
+
+
+ENCODERS = {
+    "mirrorbert": Encoder("cambridgeltl/mirror-bert-base-uncased-word", 768, "{label}", "cls"),
+    "mirrorwic": Encoder("cambridgeltl/mirrorwic-bert-base-uncased", 768, None, "mention", layers=4),
+    "bert_biencoder": Encoder(
+        "google-bert/bert-base-uncased", 768, "{label} means {mask}", "mask", unit=True, prefix="_concept_encoder.",
+        weights=(
+            "amitgajbhiye/biencoder_concept_property_pretrained_models", "bb_gkb_cnet_plus_cnet_has_property.pt"
+        ),
+    ),
+    "bert_avg": Encoder("google-bert/bert-base-uncased", 768, None, "mask"),
+    "bert_concn": Encoder(None, None, None, "mask", prefix="bert.bert."),
+    "clip": Encoder("openai/clip-vit-base-patch32", 512, "a photo of a {label}", "projection"),
+}  # fmt: skip
+
+
+class Mention(NamedTuple):
+    """A text and the part of it that stands for a label: ``text[start:end]``."""
+
+    text: str
+    start: int
+    end: int
+
+
+def encode_labels(
+    encoder: str,
+    display_names: Sequence[str],
+    *,
+    model: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    mentions: Sequence[Sequence[Mention]] | None = None,
+    batch_size: int = 64,
+    local_files_only: bool = False,
+) -> np.ndarray:
+    """Encodes labels, on the GPU if PyTorch sees one.
+
+    Args:
+      encoder: a name of ``ENCODERS``.
+      display_names: C names as people write them, e.g. ``"dining table"``.
+      model: a name on huggingface.co or a folder with a model and its tokeniser; by default the published model.
+      weights: a ``.pt`` file of the authors' code whose network replaces the model's; by default the published one, if
+        there is one and ``model`` is not given.
+      mentions: for each label the sentences that mention it (``read_sentences``), for an encoder in context.
+      batch_size: texts per step.
+      local_files_only: whether to use only what is on this machine already; a folder as ``model`` needs no network.
+
+    Returns:
+      float32 [C, d].
+
+    Raises:
+      InputError: PyTorch or transformers is not installed, or the model or its weights cannot be loaded, or a label's
+        mentions all lie beyond the longest text that the model takes.
+    """
+    spec = ENCODERS[encoder]
+    if model is None and spec.model is None:
+        raise InputError(
+            f"encoder {encoder} has no published model: fine-tune one with the authors' code (text_encoders.py says "
+            "which) and give --model=NAME_OR_FOLDER and, unless that is a folder with the result, --weights=FILE.pt"
+        )
+    torch, transformers = _libraries()
+    transformers.logging.set_verbosity_error()  # it reports parts of a checkpoint that are not needed; see missing
+    network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
+    source = model or spec.model
+    in_folder = expand(source).is_dir()
+    if in_folder:
+        source = str(expand(source))
+    try:
+        # A model may bring code of its own; transformers would ask whether to run it. Pickles are read as bare tensors.
+        options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
+        with _offline(local_files_only or in_folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            network, loaded = network_class.from_pretrained(
+                source, output_loading_info=True, weights_only=True, **options
+            )
+    except Exception as error:  # the hub, transformers, tokenizers, safetensors and torch raise errors of all kinds
+        raise InputError(
+            f"the model {source} cannot be loaded: {_first_line(error)}. Give --model=NAME_OR_FOLDER with a model of "
+            f"huggingface.co or a folder that holds one (config, weights, tokeniser); {encoder}'s is {spec.model}"
+        ) from error
+    missing = [key for key in sorted(loaded["missing_keys"]) if "pooler" not in key]  # would be random
+    if missing:
+        raise InputError(f"{encoder} cannot use {source}: it has no {missing[0]}, which {spec.model or 'BERT'} has")
+    token = {"cls": "cls_token", "mask": "mask_token"}.get(spec.at, "pad_token")
+    if not tokenizer.is_fast or getattr(tokenizer, token) is None:
+        raise InputError(f"{encoder} cannot use {source}: its tokeniser has no {token}, or no offsets of tokens")
+    if weights is None and model is None and spec.weights:
+        with _offline(local_files_only):
+            weights = _download(*spec.weights, local_files_only)
+    if weights is not None:
+        _load_weights(network, expand(weights), spec.prefix)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.eval().float().to(device)
+
+    if spec.prompt is not None:
+        mentions = [[_prompted(spec.prompt, name, tokenizer.mask_token)] for name in display_names]
+    elif spec.at == "mask":
+        mentions = [[_masked(mention, tokenizer.mask_token) for mention in group] for group in mentions]
+    labels = np.repeat(np.arange(len(display_names)), [len(group) for group in mentions])
+    flat = [mention for group in mentions for mention in group]
+    order = sorted(range(len(flat)), key=lambda i: len(flat[i].text))  # texts of like length, to pad little
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    sums, counts = None, np.zeros(len(display_names), np.int64)
+    for rows in track(batches, total=len(batches), description=f"encoding with {encoder}", unit="batches"):
+        vectors, found = _encode_batch(spec, tokenizer, network, [flat[i] for i in rows], device)
+        sums = np.zeros((len(display_names), vectors.shape[1])) if sums is None else sums
+        np.add.at(sums, labels[rows][found], vectors[found])
+        np.add.at(counts, labels[rows][found], 1)
+    if not counts.all():
+        beyond = ", ".join(repr(name) for name, count in zip(display_names, counts, strict=True) if not count)
+        raise InputError(f"{source} reads no sentence as far as the mention of {beyond}: give shorter sentences")
+    if counts.sum() < len(flat):
+        print(f"{len(flat) - counts.sum()} texts skipped: the label is beyond what {source} reads", file=sys.stderr)
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def _encode_batch(
+    spec: Encoder, tokenizer: Any, network: Any, mentions: list[Mention], device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors float64 [B, d] of texts, and bool [B]: whether the mention was within the longest text."""
+    import torch
+
+    longest = min(tokenizer.model_max_length, network.config.max_position_embeddings)
+    batch = tokenizer(
+        [mention.text for mention in mentions],
+        padding=True,
+        truncation=True,
+        max_length=longest,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+    offsets = batch.pop("offset_mapping").numpy()  # [B, T, 2], the characters of each token; (0, 0) for special tokens
+    with torch.no_grad():
+        outputs = network(**batch.to(device), output_hidden_states=spec.layers > 1)
+    if spec.at == "projection":
+        vectors = outputs.text_embeds.double().cpu().numpy()
+        return vectors, np.ones(len(mentions), bool)
+    hidden = outputs.last_hidden_state
+    if spec.layers > 1:
+        hidden = torch.stack(outputs.hidden_states[-spec.layers :]).mean(0)
+    if spec.at == "cls":
+        chosen = np.zeros(offsets.shape[:2])
+        chosen[:, 0] = 1
+    else:
+        start, end = np.array([(mention.start, mention.end) for mention in mentions]).T[..., None]  # each [B, 1]
+        chosen = ((offsets[..., 0] < end) & (offsets[..., 1] > start)).astype(float)
+    found = chosen.any(axis=1)
+    weights = chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1)
+    vectors = np.einsum("bt,btd->bd", weights, hidden.double().cpu().numpy())
+    if spec.unit:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors, found
+
+
+def _prompted(prompt: str, label: str, mask: str | None) -> Mention:
+    start = len(prompt.partition("{mask}")[0].format(label=label))
+    return Mention(prompt.format(label=label, mask=mask), start, start + len(mask or ""))
+
+
+def _masked(mention: Mention, mask: str) -> Mention:
+    text = mention.text[: mention.start] + mask + mention.text[mention.end :]
+    return Mention(text, mention.start, mention.start + len(mask))
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError(f'{error.name} is not installed: pip install "mlfsic_jax[text]"') from error
+    return torch, transformers
+
+
+@contextlib.contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """Keeps the hub's client from the network: even to find local files, it asks the hub for other things."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _download(repository: str, file: str, local_files_only: bool) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repository, file, local_files_only=local_files_only)
+    except Exception as error:  # the hub's client raises errors of its own and of what it is built on
+        raise InputError(
+            f"{file} cannot be downloaded from huggingface.co/{repository}: {_first_line(error)}. Get it by hand and "
+            "give --weights=FILE.pt"
+        ) from error
+
+
+def _load_weights(network: Any, path: pathlib.Path, prefix: str) -> None:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        keys = {key: key.removeprefix("module.") for key in state}
+        own = {name.removeprefix(prefix): state[key] for key, name in keys.items() if name.startswith(prefix)}
+        missing = [key for key in network.load_state_dict(own, strict=False).missing_keys if "pooler" not in key]
+    except Exception as error:  # not there, no PyTorch file, no dictionary, or arrays of other shapes
+        raise InputError(
+            f"weights {path} cannot be loaded into the model: {_first_line(error)}. Give a .pt file of the authors' "
+            "code, and with --model the model that it was trained from"
+        ) from error
+    if missing:
+        raise InputError(f"weights {path} have no {prefix}{missing[0]}: they are not of this encoder, or of this model")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")[:200]
+
+
+def read_sentences(
+    path: str | os.PathLike[str],
+    label_names: Sequence[str],
+    display_names: Sequence[str],
+    *,
+    max_sentences: int = 500,
+    seed: int = 0,
+) -> list[list[Mention]]:
+    """Reads sentences that mention labels and draws some of them at random; says on standard error how many.
+
+    Args:
+      path: UTF-8 text with lines ``label<TAB>sentence``; the label is a label name or a display name. Lines of other
+        labels are passed over, so that one file serves several datasets.
+      label_names: C names as the dataset spells them.
+      display_names: C names as people write them; what is looked for in the sentences.
+      max_sentences: of a label's sentences at most so many are taken, without replacement.
+      seed: of the draw; a label's draw does not depend on the other labels.
+
+    Returns:
+      For each label its mentions, in the order of the file.
+
+    Raises:
+      InputError: the file is missing or malformed (the line is named), or some labels have no sentence (all listed).
+    """
+    path = expand(path)
+    column = {key: i for names in (display_names, label_names) for i, key in enumerate(names)}
+    patterns = [_mention_pattern(display) for display in display_names]
+    mentions: list[list[Mention]] = [[] for _ in label_names]
+    n_skipped = 0
+    for number, line in _lines(path):
+        label, tab, sentence = line.partition("\t")
+        if not tab:
+            raise InputError(f"{path}, line {number}: expected label<TAB>sentence, got {line[:40]!r}")
+        if label not in column:
+            continue
+        match = patterns[column[label]].search(sentence)
+        if match:
+            mentions[column[label]].append(Mention(sentence, *match.span()))
+        else:
+            n_skipped += 1
+    without = [display for display, group in zip(display_names, mentions, strict=True) if not group]
+    if without:
+        raise InputError(
+            f"{path} has no sentence that mentions {', '.join(map(repr, without))}: add lines label<TAB>sentence with "
+            "the label as written here (plurals do not count)"
+        )
+    drawn = []
+    for group in mentions:
+        n = min(max_sentences, len(group))
+        rows = np.random.default_rng(seed).choice(len(group), n, replace=False)
+        drawn.append([group[row] for row in sorted(rows)])
+    print(
+        f"{path}: {sum(map(len, drawn))} of {sum(map(len, mentions))} sentences for {len(drawn)} labels, "
+        f"{min(map(len, drawn))} to {max(map(len, drawn))} each; {n_skipped} skipped as the label is not in them",
+        file=sys.stderr,
+    )
+    return drawn
+
+
+def _mention_pattern(display: str) -> re.Pattern[str]:
+    synonyms = [part.split() for part in re.split(r"[,/]", display) if part.strip()]
+    phrases = [r"[\s_-]+".join(map(re.escape, words)) for words in synonyms]
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, after line {number}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,239 @@
+"""What is computed once per photo and read ever after: local feature maps, or resized photos, memory-mapped on disk.
+
+A cache is a folder with ``values.npy`` (one row per image), ``progress.json`` (rows done and their checksums, photos
+skipped) and ``manifest.json`` (what the values were made from). The folder's name holds a hash of the manifest, so
+values made from other data, weights or transforms are never picked up; rows that are not what was written are made
+again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mlfsic_jax.data.dataset import ImageDataset, Split
+from mlfsic_jax.data.transforms import resize
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import lock, write_json
+from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import read_json
+
+_VALUES = "values.npy"
+_BATCH = 32  # on each device of this process
+_READERS = 4
+_COMMIT_EVERY = 8  # batches between two notes of progress
+
+
+class View(NamedTuple):
+    """One split as training and evaluation see it.
+
+    Attributes:
+      inputs: ``rows int [B] -> array [B, ...]``, the model's inputs (local features or photos) of the split's images.
+      labels: bool [I, C].
+      word_vectors: float32 [C, d_w].
+      label_names: C names, for messages.
+      support: bool [I] or None, see ``data.Split``.
+    """
+
+    inputs: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray
+    word_vectors: np.ndarray
+    label_names: tuple[str, ...]
+    support: np.ndarray | None = None
+
+
+class Cache(NamedTuple):
+    """Precomputed model inputs of a dataset.
+
+    Attributes:
+      shape: (I, ...) of all rows.
+      dtype: of a row: float16 local features [h, w, n], or uint8 photos [S, S, 3].
+      skipped: photo name -> why it could not be read; their rows are zero and no split may use them.
+      path: the cache's folder.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    skipped: dict[str, str]
+    path: Path
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The rows int [...] as an array [..., *one row].
+
+        Raises:
+          InputError: the file has gone or is cut short, since it was opened.
+        """
+        # Not through a memory map, whose reader is killed (SIGBUS) where a disk has gone.
+        values = np.empty((rows.size, *self.shape[1:]), self.dtype)
+        try:
+            with open(self.path / _VALUES, "rb", buffering=0) as file:
+                first = os.path.getsize(file.fileno()) - math.prod(self.shape) * self.dtype.itemsize
+                for value, row in zip(values, rows.ravel().tolist(), strict=True):
+                    file.seek(first + row * value.nbytes)
+                    if file.readinto(value.data.cast("B")) != value.nbytes:
+                        raise OSError(errno.EIO, "it is cut short")
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.path} cannot be read any more ({error.strerror}): is its disk still there? "
+                "The same command goes on"
+            ) from error
+        return values.reshape(*rows.shape, *self.shape[1:])
+
+
+def open_or_build(
+    dataset: ImageDataset,
+    *,
+    cache_dir: str | Path,
+    image_size: int,
+    row_shape: tuple[int, ...],
+    dtype: str,
+    made_from: dict,
+    compute: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Cache:
+    """Opens the cache that belongs to these data and settings, building or finishing it first where needed.
+
+    Args:
+      dataset: the photos.
+      cache_dir: where caches live.
+      image_size: photos are resized to this square.
+      row_shape: shape of one row.
+      dtype: "float16" or "uint8".
+      made_from: what else the values depend on (backbone, weights hash); goes into the manifest.
+      compute: uint8 photos [B, image_size, image_size, 3] -> rows [B, *row_shape], B always the same multiple of the
+        number of this process's devices; None keeps the photos.
+
+    Raises:
+      InputError: the folder cannot be written, or values leave the range of ``dtype``.
+    """
+    manifest = {
+        "version": 2,
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "transform": f"direct resize to {image_size}, bilinear",
+        "shape": [len(dataset.labels), *row_shape],
+        "dtype": dtype,
+        **made_from,
+    }
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(cache_dir) / f"{dataset.name}-{made_from['backbone']}-{image_size}-{digest}"
+    try:
+        with lock(path.with_suffix(".lock"), f"another process that fills the cache {path}"):
+            progress = _open(path, manifest)
+            if progress["done"] < len(dataset.labels):
+                _build(path, dataset, image_size, manifest, progress, compute)
+    except OSError as error:
+        message = f"cannot write the cache {path} ({error.strerror}): free space there, or set config.cache_dir"
+        raise InputError(message) from error
+    if progress["skipped"]:
+        for name, why in progress["skipped"].items():
+            print(f"skipped photo {name}: {why}")
+        print(f"{len(progress['skipped'])} of {len(dataset.labels)} photos could not be read and are left out")
+    return Cache(tuple(manifest["shape"]), np.dtype(dtype), progress["skipped"], path)
+
+
+def usable_splits(dataset: ImageDataset, cache: Cache) -> dict[str, Split]:
+    """The dataset's splits without the photos that could not be read."""
+    readable = np.array([name not in cache.skipped for name in dataset.image_names])
+
+    def usable(split: Split) -> Split:
+        keep = readable[split.images]
+        support = None if split.support is None else split.support[keep]
+        return split._replace(images=split.images[keep], support=support)
+
+    return {name: usable(split) for name, split in dataset.splits.items()}
+
+
+def _open(path: Path, manifest: dict) -> dict:
+    """The progress of the cache at ``path``, which is started anew unless its files fit the manifest."""
+    try:
+        progress = read_json(path / "progress.json")
+        values = np.load(path / _VALUES, mmap_mode="r")
+        fits = read_json(path / "manifest.json") == manifest
+        if fits and list(values.shape) == manifest["shape"] and values.dtype == manifest["dtype"]:
+            return _without_damage(path, values, progress)
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # missing, cut short or garbled: build it again
+        pass
+    if path.exists():
+        print(f"the cache {path} is damaged: building it again")
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    shape = tuple(manifest["shape"])
+    size = int(np.prod(shape)) * np.dtype(manifest["dtype"]).itemsize
+    free = shutil.disk_usage(path).free
+    if free < size:
+        raise InputError(f"{path} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set config.cache_dir")
+    np.lib.format.open_memmap(path / _VALUES, mode="w+", dtype=manifest["dtype"], shape=shape).flush()
+    write_json(path / "manifest.json", manifest)
+    progress = {"done": 0, "checksums": [], "skipped": {}}
+    write_json(path / "progress.json", progress)
+    return progress
+
+
+def _without_damage(path: Path, values: np.ndarray, progress: dict) -> dict:
+    """The progress up to the first rows that are not what was written, if there are any."""
+    good = {"done": 0, "checksums": [], "skipped": dict(progress["skipped"])}
+    for end, checksum in progress["checksums"]:
+        start = good["done"]
+        if _checksum(values[start:end]) != checksum:
+            print(f"the cache {path} is damaged from image {start} on: these are computed again")
+            break
+        good["checksums"].append([end, checksum])
+        good["done"] = end
+    return good
+
+
+def _checksum(rows: np.ndarray) -> int:
+    return zlib.crc32(rows.data.cast("B"))
+
+
+def _build(path, dataset, image_size, manifest, progress, compute):
+    n_images = len(dataset.labels)
+    if progress["done"]:
+        print(f"continuing the cache at image {progress['done']} of {n_images}")
+    values = np.load(path / _VALUES, mmap_mode="r+")
+
+    def read(i):
+        try:
+            return resize(dataset.load_image(i), image_size), None
+        except InputError as error:
+            return np.zeros((image_size, image_size, 3), np.uint8), str(error)
+
+    what = "resizing photos" if compute is None else f"local features, {manifest['backbone']}"
+    start = committed = progress["done"]
+    batch = _BATCH * jax.local_device_count()
+    photos = np.zeros((batch, image_size, image_size, 3), np.uint8)  # always full: compiled once
+    decoded = prefetch(read, range(start, n_images), readers=_READERS, ahead=2 * batch)
+    tracked = track(decoded, total=n_images - start, description=what, unit="images")
+    for i, (photo, why) in enumerate(tracked, start):
+        photos[i - start] = photo
+        if why is not None:
+            progress["skipped"][dataset.image_names[i]] = why
+        end = i + 1
+        if end - start < batch and end < n_images:
+            continue
+        rows = (photos if compute is None else np.asarray(compute(photos)))[: end - start].astype(manifest["dtype"])
+        if not np.isfinite(rows).all():
+            raise InputError(f"local features leave the range of {manifest['dtype']}: are the weights right?")
+        for j in range(start, end):
+            if dataset.image_names[j] in progress["skipped"]:
+                rows[j - start] = 0
+        values[start:end] = rows
+        start = end
+        if end == n_images or (end // batch) % _COMMIT_EVERY == 0:
+            values.flush()
+            progress["done"] = end
+            progress["checksums"].append([end, _checksum(values[committed:end])])
+            committed = end
+            write_json(path / "progress.json", progress)

@@ -1,0 +1,92 @@
+"""What the peers' training has in common: reading local features in batches, and Adam on one program for many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import optax
+
+from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.progress import track
+
+if TYPE_CHECKING:
+    from mlfsic_jax.data.features import View
+
+_READ = 64
+
+
+def map_locals(base: View, rows: np.ndarray, fn: Callable) -> np.ndarray:
+    """Maps local features of images, of which only a batch is held at once.
+
+    Args:
+      base: its inputs are local features.
+      rows: int [I], which images.
+      fn: float32 [B, L, n] -> array [B, ...].
+
+    Returns:
+      The results for all rows, [I, ...].
+    """
+
+    def read(start):
+        local = np.asarray(base.inputs(rows[start : start + _READ]), np.float32)
+        return local.reshape(len(local), -1, local.shape[-1])
+
+    return np.concatenate([fn(local) for local in prefetch(read, range(0, len(rows), _READ))])
+
+
+def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=None) -> tuple[Any, Any]:
+    """Steps of Adam, one for each batch; traceable.
+
+    Args:
+      loss: (params, batch) -> scalar.
+      params: where to start, a pytree of arrays.
+      batches: a pytree of arrays, whose first axis goes over the steps.
+      learning_rate: of Adam.
+      opt_state: of the steps before, to go on with.
+
+    Returns:
+      (params, opt_state) after the last step.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def step(state, batch):
+        params, opt_state = state
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params) if opt_state is None else opt_state), batches)[0]
+
+
+def adam_in_chunks(
+    loss: Callable, params, data, draw: Callable, *, steps: int, chunk: int, learning_rate: float, description: str
+):
+    """``adam`` on many batches, a chunk of them in one program, with a report of progress.
+
+    Args:
+      loss: (params, data, batch) -> scalar.
+      params: where to start, a pytree of arrays.
+      data: a pytree of arrays that all steps share.
+      draw: number of a chunk -> its batches, see ``adam``.
+      steps: how many; rounded up to whole chunks.
+      chunk: steps in one program.
+      learning_rate: of Adam.
+      description: what is trained, for the report.
+
+    Returns:
+      params after the last step.
+    """
+
+    @jax.jit
+    def run(params, opt_state, data, batches):
+        def of_batch(params, batch):
+            return loss(params, data, batch)
+
+        return adam(of_batch, params, batches, learning_rate=learning_rate, opt_state=opt_state)
+
+    opt_state, n_chunks = jax.jit(optax.adam(learning_rate).init)(params), -(-steps // chunk)
+    for number in track(range(n_chunks), total=n_chunks, description=description, unit=f"x {chunk} steps"):
+        params, opt_state = run(params, opt_state, data, draw(number))
+    return params

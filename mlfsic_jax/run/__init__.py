@@ -1,0 +1,1 @@
+"""One experiment on disk: where config, files and library meet."""

@@ -1,0 +1,217 @@
+"""From a config to what training and evaluation work on: photos or cached features, labels, words, a model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mlfsic_jax import backbones, data
+from mlfsic_jax.backbones import weights as pretrained
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.features import Cache, View, open_or_build, usable_splits
+from mlfsic_jax.data.prepared import digest
+from mlfsic_jax.data.transforms import augment, normalise
+from mlfsic_jax.data.words import default_path, how_to_get, load_word_vectors
+from mlfsic_jax.system import parallel
+from mlfsic_jax.system.errors import InputError
+
+
+class Inputs(NamedTuple):
+    """Everything a run works on.
+
+    Attributes:
+      model: the model, with its backbone where that is trained.
+      splits: "train", "validation", "novel" -> ``View``.
+      base: the images and labels that the closed-form model is fitted on.
+      pretrained: variables of the backbone to start from, where it is trained from published weights, else None.
+      identity: what the results depend on besides the config: hashes of data, weights and word vectors.
+    """
+
+    model: BaseModel
+    splits: dict[str, View]
+    base: View
+    pretrained: dict | None
+    identity: dict[str, str]
+
+
+class PhotoBackbone(nn.Module):
+    """A backbone that takes photos as they are stored: uint8 [B, H, W, 3] -> float32 [B, h, w, n].
+
+    In training it augments them (rng "augment").
+
+    Attributes:
+      network: the backbone.
+      mean: of normalised photos, by channel.
+      std: likewise.
+      augment: whether photos are augmented in training.
+      dtype: what the network computes in; its parameters and batch statistics stay float32.
+    """
+
+    network: nn.Module
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augment: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, photos, train: bool = False):
+        photos = photos.astype(jnp.float32) / 255
+        if train and self.augment:
+            photos = augment(self.make_rng("augment"), photos)
+        photos = normalise(photos, self.mean, self.std)
+        if self.dtype == "float32" or self.is_initializing():
+            return self.network(photos, train)
+        cast = functools.partial(jax.tree.map, lambda x: x.astype(self.dtype))
+        compute = nn.map_variables(lambda network, x: network(x, train), "params", trans_in_fn=cast)
+        return compute(self.network, cast(photos)).astype(jnp.float32)
+
+
+def load(config: ml_collections.ConfigDict) -> Inputs:
+    """Loads data and words, prints the data card, and fills the cache.
+
+    Raises:
+      InputError: something is missing or does not fit; all missing files are named in one message.
+    """
+    dataset = load_dataset(config)
+    if config.labels.embedding == "dataset":
+        if dataset.word_vectors is None:
+            raise InputError(f"dataset {dataset.name} brings no word vectors: set config.labels.embedding=glove")
+        words = dataset.word_vectors
+    else:
+        words = load_word_vectors(vectors_path(config), dataset.label_names, dataset.display_names)
+
+    photo_backbone, weights, weights_hash = load_backbone(config, parallel.EPISODE_AXES)
+    size = image_size(config)
+    if config.train_backbone:
+        cache = photo_cache(config, dataset)
+    else:
+        forward = jax.jit(lambda photos: photo_backbone.apply(weights, photos))
+        photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+        row_shape = jax.eval_shape(forward, photo).shape[1:]
+        normalisation = {"mean": list(photo_backbone.mean), "std": list(photo_backbone.std)}
+        made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
+        if photo_backbone.dtype != "float32":
+            made_from["computed_in"] = photo_backbone.dtype
+        cache = open_or_build(
+            dataset,
+            cache_dir=config.cache_dir,
+            image_size=size,
+            row_shape=row_shape,
+            dtype="float16",
+            made_from=made_from,
+            compute=lambda photos: forward(parallel.shard_here(photos)),
+        )
+
+    def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> View:
+        return View(
+            inputs=lambda rows: cache.read(images[rows]),
+            labels=dataset.labels[np.ix_(images, labels)],
+            word_vectors=words[labels],
+            label_names=tuple(dataset.label_names[c] for c in labels),
+            support=support,
+        )
+
+    usable = usable_splits(dataset, cache)
+    splits = {name: view(split.images, split.labels, split.support) for name, split in usable.items()}
+    fit_on = [usable[name] for name in config.ridge.fit_on]
+    base = view(*(np.concatenate(parts) for parts in ([s.images for s in fit_on], [s.labels for s in fit_on])))
+    model = BaseModel(**config.model, backbone=photo_backbone if config.train_backbone else None)
+    identity = {
+        "dataset": dataset.fingerprint,
+        "splits": digest([(name, s.labels.tolist(), s.images.tolist()) for name, s in sorted(dataset.splits.items())]),
+        "weights": weights_hash,
+        "word_vectors": digest([np.ascontiguousarray(words).tobytes()]),
+    }
+    return Inputs(model, splits, base, weights if config.train_backbone else None, identity)
+
+
+def photo_cache(config: ml_collections.ConfigDict, dataset: data.ImageDataset) -> Cache:
+    """The dataset's photos, resized."""
+    size = image_size(config)
+    return open_or_build(
+        dataset,
+        cache_dir=config.cache_dir,
+        image_size=size,
+        row_shape=(size, size, 3),
+        dtype="uint8",
+        made_from={"backbone": "photos"},
+    )
+
+
+def image_size(config: ml_collections.ConfigDict) -> int:
+    """Side of the square that photos are resized to, in pixels."""
+    return config.data.image_size or backbones.BACKBONES[config.backbone].image_size
+
+
+def compute_dtype(config: ml_collections.ConfigDict) -> str:
+    """What the backbone computes in: bfloat16 on GPU and TPU unless the config says otherwise."""
+    return config.compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def weights_path(config: ml_collections.ConfigDict) -> str:
+    """The backbone's weights file, several separated by commas, or "" for random weights."""
+    if config.backbone_weights != "published":
+        return config.backbone_weights
+    files = backbones.published_files(config.backbone)
+    return ",".join(str(Path(config.data_dir) / Path(file.url).name) for file in files)
+
+
+def vectors_path(config: ml_collections.ConfigDict) -> str:
+    """The file of word vectors."""
+    return config.labels.vectors or str(default_path(config.labels.embedding, config.data.name, config.data_dir))
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> data.ImageDataset:
+    """Loads the dataset, prints its card, and leaves out the images that are in no split.
+
+    Raises:
+      InputError: something is missing or does not fit; all missing files of the run are named in one message.
+    """
+    data_config = config.data.copy_and_resolve_references().unlock()
+    data_config.prepared_dir = config.data.prepared_dir or str(Path(config.cache_dir) / "datasets")
+    data_config.image_size = image_size(config)
+    _report_missing(config, data_config)
+    dataset = data.load(data_config)
+    print(data.data_card(dataset))
+    return dataset.only_used()
+
+
+def load_backbone(
+    config: ml_collections.ConfigDict, axis_name: str | tuple[str, ...] | None = None
+) -> tuple[PhotoBackbone, dict | None, str]:
+    """The backbone that takes photos, its variables (None: random) and a hash of their file.
+
+    Batch norm averages over the mapped axes ``axis_name`` in training.
+    """
+    spec = backbones.BACKBONES[config.backbone]
+    network, dtype = backbones.create(config.backbone, axis_name), compute_dtype(config)
+    photo_backbone = PhotoBackbone(network, spec.mean, spec.std, config.augment, dtype)
+    path = weights_path(config)
+    if not path:
+        return photo_backbone, None, "random"
+    weights = pretrained.load_weights(path, config.backbone, image_size(config))
+    weights = {collection: {"network": tree} for collection, tree in weights.items()}
+    return photo_backbone, weights, pretrained.weights_hash(path)
+
+
+def _report_missing(config: ml_collections.ConfigDict, data_config: ml_collections.ConfigDict) -> None:
+    missing = []
+    if config.labels.embedding != "dataset" and not Path(vectors_path(config)).is_file():
+        how = how_to_get(config.labels.embedding, config.data.name, config.data_dir)
+        missing.append(f"config.labels.vectors = {vectors_path(config)!r}: no such file; {how}")
+    for path in filter(None, weights_path(config).split(",")):
+        if not Path(path).is_file():
+            source = backbones.BACKBONES[config.backbone].pretrained
+            missing.append(f"config.backbone_weights = {path!r}: no such file; get it from {source}")
+    if not data.is_available(data_config):
+        layout = data.layout(config.data.name)
+        missing.append(f"config.data.source = {config.data.source!r}: no such folder; {layout}")
+    if missing:
+        raise InputError("\n".join(missing))

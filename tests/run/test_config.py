@@ -1,0 +1,72 @@
+"""The fields that choose the papers' ablations."""
+
+import pytest
+
+from mlfsic_jax.core.lcm import SELECTIONS
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.core.prototypes import ATTENTIONS
+from mlfsic_jax.run import config as defaults
+from mlfsic_jax.system.errors import InputError
+
+ABLATIONS = [
+    *({"model.attention": name} for name in ATTENTIONS),
+    *({"lcm.selection": name} for name in SELECTIONS),
+    {"model.dynamic": False},
+    {"model.attention": "standard", "model.dynamic": False},
+    {"model.cm_loss": False},
+    {"model.cm_loss": False, "model.query_loss_on": "both"},
+    {"model.query_top": 12},
+    {"model.attention": "global", "model.anchor": True},
+    *({"model.n_heads": n, "model.d_joint": d} for n, d in ((1, 512), (16, 512), (6, 510), (12, 516), (14, 518))),
+]
+
+
+@pytest.mark.parametrize("fields", ABLATIONS, ids=str)
+def test_ablations_are_valid(fields):
+    config = defaults.default().lock()
+    config.update_from_flattened_dict(fields)
+    defaults.validate(config)
+
+
+def test_the_fields_of_the_model_are_those_of_the_config():
+    fields = {name for name in BaseModel.__dataclass_fields__ if name not in ("backbone", "parent", "name")}
+    model = defaults.default().model
+    assert set(model) == fields
+    assert BaseModel(**model) == BaseModel()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model.attention": "cross"},
+            "config.model.attention = 'cross': must be one of channelwise, standard, global, simple, simple_local, "
+            "low_rank, none",
+        ),
+        (
+            {"model.attention": "none", "model.dynamic": False},
+            "config.model.dynamic = False: must be True where model.attention is none: there is nothing else to make "
+            "prototypes of",
+        ),
+        (
+            {"model.attention": "simple", "model.anchor": True},
+            "config.model.attention = 'simple': must be channelwise or global where model.anchor is True",
+        ),
+        ({"model.query_loss_on": "support"}, "config.model.query_loss_on = 'support': must be query or both"),
+        ({"model.query_top": -1}, "config.model.query_top = -1: must be at least 0"),
+        (
+            {"lcm.selection": "rho"},
+            "config.lcm.selection = 'rho': must be one of momentum, taylor, exact, importance, low_importance",
+        ),
+        (
+            {"model.cm_loss": False, "train.gamma": 0.0},
+            "config.train.gamma = 0.0: must be above 0 where model.cm_loss is False: nothing would be trained",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(fields, message):
+    config = defaults.default().lock()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError) as caught:
+        defaults.validate(config)
+    assert str(caught.value) == message

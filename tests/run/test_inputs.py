@@ -1,0 +1,62 @@
+"""The backbone that takes photos, in float32 and in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlfsic_jax import backbones
+from mlfsic_jax.backbones.conv4 import Conv4
+from mlfsic_jax.run import config, inputs
+
+
+def photo_backbone(dtype):
+    spec = backbones.BACKBONES["conv4"]
+    return inputs.PhotoBackbone(Conv4(), spec.mean, spec.std, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def variables(photos):
+    return jax.jit(photo_backbone("float32").init)(jax.random.key(0), photos)
+
+
+def test_bfloat16_computes_the_same_from_the_same_variables(photos, variables):
+    expected = photo_backbone("float32").apply(variables, photos)
+    actual = photo_backbone("bfloat16").apply(variables, photos)
+    assert actual.dtype == expected.dtype == jnp.float32
+    difference = jnp.abs(actual - expected).max() / jnp.abs(expected).max()
+    assert 1e-5 < difference < 0.03  # eight bits of mantissa, four layers: it is bfloat16, and close
+
+
+def test_bfloat16_trains_float32_parameters(photos, variables):
+    def loss(params, dtype):
+        features, updates = photo_backbone(dtype).apply(
+            variables | {"params": params}, photos, True, mutable=["batch_stats"]
+        )
+        return (features**2).mean(), updates
+
+    (gradient, updates), (expected, _) = (
+        jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(variables["params"], dtype)
+        for dtype in ("bfloat16", "float32")
+    )
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((gradient, updates)))
+    kernel, expected_kernel = (g["network"]["encoder_0_0"]["kernel"].ravel() for g in (gradient, expected))
+    cosine = kernel @ expected_kernel / jnp.linalg.norm(kernel) / jnp.linalg.norm(expected_kernel)
+    assert 0.95 < cosine < 0.9999  # some of the ReLUs of a random network open or close
+
+
+def test_variables_of_both_have_one_structure(photos, variables):
+    like = jax.eval_shape(photo_backbone("bfloat16").init, jax.random.key(0), photos)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), like) == jax.tree.map(lambda x: (x.shape, x.dtype), variables)
+
+
+def test_a_cpu_computes_in_float32_unless_told():
+    settings = config.default()
+    assert jax.default_backend() != "cpu" or inputs.compute_dtype(settings) == "float32"
+    settings.compute_dtype = "bfloat16"
+    assert inputs.compute_dtype(settings) == "bfloat16"

@@ -1,0 +1,85 @@
+"""Files are whole or absent, locked while in use, and refused once they have rotted."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mlfsic_jax.system import files
+from mlfsic_jax.system.errors import InputError
+
+ARRAYS = {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "c": np.ones((), np.int64), "empty": np.zeros((0, 3))}
+
+
+def test_arrays_are_read_as_they_were_written(tmp_path):
+    files.write_arrays(tmp_path / "x.safetensors", ARRAYS, {"config": "{}"})
+    arrays, metadata = files.read_arrays(tmp_path / "x.safetensors")
+    assert metadata == {"config": "{}"} and arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == array.dtype
+
+
+def test_equal_arrays_make_equal_bytes(tmp_path):
+    for name in ("x", "y"):
+        files.write_arrays(tmp_path / name, ARRAYS, {"a": "1", "b": "2"})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.write_arrays(path, ARRAYS, {"config": "{}"})
+    content = path.read_bytes()
+    padding = content.index(b"}" + b" ") if b"} " in content else len(content)  # of the header, which says nothing
+    for i in range(len(content)):
+        changed = bytearray(content)
+        changed[i] ^= 1 << i % 8
+        path.write_bytes(changed)
+        if content[i : i + 1] == b" " and i > padding:
+            continue
+        with pytest.raises(InputError, match=r"x\.safetensors is .*damaged .*run again the command"):
+            files.read_arrays(path)
+    for length in (0, 7, 100, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"x\.safetensors is .*damaged"):
+            files.read_arrays(path)
+
+
+def test_a_file_of_another_origin_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="its checksum differs"):
+        files.read_arrays(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="is missing"):
+        files.read_arrays(tmp_path / "y.safetensors")
+
+
+def test_what_cannot_be_written_leaves_the_former_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    files.write_json(path, [1])
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        files.write_json(path, [1, 2])
+    assert path.read_text() == "[\n 1\n]"
+
+
+HOLD = "import sys, time, pathlib; from mlfsic_jax import files\n"
+HOLD += "with files.lock(pathlib.Path(sys.argv[1]), 'x'): print('locked', flush=True); time.sleep(60)"
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
+    path = tmp_path / "run" / ".lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"locked\n"
+    with pytest.raises(InputError, match=rf"^in use \(process {holder.pid} on .* is at work there\)$"):
+        files.lock(path, refusal="in use").__enter__()
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with files.lock(path, refusal="in use"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+    with files.lock(path, refusal="in use"):
+        pass
