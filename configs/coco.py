@@ -20,7 +20,8 @@ def get_config(arg: str = ""):
     config = defaults.default()
     config.workdir = f"runs/coco_{arg}" if arg else "runs/coco"
     config.data.name = "coco"
-    config.data.source = "data/coco"  # where mlfsic_jax.data.prepare --dataset=coco --download puts it
+    config.data.source = "data/coco"  # where ``python -m mlfsic_jax.fetch coco`` puts it
+    config.data.policy = "exclusive"  # images all of whose labels are of one split
     if arg == "laso":
         config.data.policy = "laso"
         config.backbone = "inception_v3"

@@ -22,6 +22,7 @@ def get_config(arg: str = ""):
     config.data.name = "folder"
     config.data.source = "photos"
     config.data.split = "auto"
+    config.data.policy = "leakfree"  # train images have no validation or novel label, validation images no novel one
     config.backbone = "mobilenet_v2"
     config.train.epochs = 20
     config.train.warmup_epochs = 1

@@ -17,4 +17,5 @@ def get_config(arg: str = ""):
     config.workdir = "runs/imaterialist"
     config.data.name = "imaterialist"
     config.data.source = "data/imaterialist"
+    config.data.policy = "leakfree"  # train images have no validation or novel label, validation images no novel one
     return config.lock()

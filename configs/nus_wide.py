@@ -17,4 +17,5 @@ def get_config(arg: str = ""):
     config.workdir = "runs/nus_wide"
     config.data.name = "nus_wide"
     config.data.source = "data/nus_wide"
+    config.data.policy = "leakfree"  # train images have no validation or novel label, validation images no novel one
     return config.lock()

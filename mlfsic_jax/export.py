@@ -1,6 +1,47 @@
-"""A model without its dataset: python -m mlfsic_jax.export --workdir=RUN --out=FOLDER."""
+"""Write a trained model as one folder: python -m mlfsic_jax.export --workdir=RUN --out=FOLDER.
 
-from mlfsic_jax.run.saved import main
+The folder holds all that ``mlfsic_jax.predict`` needs on another machine:
+
+- ``model.json``: config, scores, the card, and a sha256 of every file, so that a folder that was cut short is noticed;
+- ``model_<K>shot.safetensors`` for each shot count, ``backbone.safetensors`` unless the backbone was trained with it;
+- ``words.safetensors``: word vectors of the dataset's labels, and of the most frequent other words;
+- ``card.md``: what it was trained on, its scores and licences, for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mlfsic_jax.run.export import N_WORDS, export
+from mlfsic_jax.run.saved import CARD
+from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import expand
+
+
+def run(flags: argparse.Namespace) -> None:
+    """The command.
+
+    Raises:
+      InputError: a mistake; nothing was written.
+    """
+    if flags.words < 0:
+        raise InputError(f"--words={flags.words} must be 0 or more")
+    export(flags.workdir, flags.out, flags.words)
+    size = sum(path.stat().st_size for path in expand(flags.out).iterdir())
+    print(f"wrote {flags.out}: {size / 1e6:.1f} MB; {CARD} says what it is")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Flags in, a folder out."""
+    parser = Parser("mlfsic_jax.export", "Writes a trained model as a folder that works on another machine.")
+    parser.add_argument("--workdir", required=True, help="of a training run")
+    parser.add_argument("--out", required=True, help="the folder to write")
+    parser.add_argument("--words", type=int, default=N_WORDS, help=f"word vectors to carry; default {N_WORDS}")
+    with cli_errors("nothing was written"):
+        run(parser.parse_args(arguments))
+
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from mlfsic_jax.system.flags import parse, run_config
 
 def main(_: list[str]) -> None:
     """Trains and evaluates."""
-    from mlfsic_jax.run.train import train_and_evaluate  # not at the top: a mistyped flag is told at once
+    from mlfsic_jax.run.experiment import train_and_evaluate  # not at the top: a mistyped flag is told at once
 
     run_config(lambda config: train_and_evaluate(config, config.workdir))
 

@@ -1,6 +1,142 @@
-"""Labels photos from 1 to 5 examples of each label: python -m mlfsic_jax.predict --workdir=RUN --support=FILE ..."""
+"""Labels photos from 1 to 5 examples of each label: python -m mlfsic_jax.predict --workdir=RUN --support=FILE ...
 
-from mlfsic_jax.run.classifier import main
+The labels are the user's own; the model need not have seen them. As functions:
+
+    from mlfsic_jax.run import classifier as predict
+
+    model = predict.load("runs/voc_cpu")  # a training run, or a folder of mlfsic_jax.export
+    few = predict.fit(model, ["a.jpg", "b.jpg", "c.jpg"], [["sofa"], ["sofa", "cat"], ["bird"]])
+    print(few.note)
+    found = predict.predict(few, ["d.jpg"])  # found.probabilities, found.label_names, found.labels
+
+The command ends with status 0 when every photo was predicted; 1 after a user's mistake, nothing is written then; 3 when
+some photos could not be read: each has a line on standard error, the others stand in the written file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mlfsic_jax.data.folder import read_csv
+from mlfsic_jax.methods import METHODS
+from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
+from mlfsic_jax.run.photos import find_photos
+from mlfsic_jax.run.saved import load
+from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import atomic, write_json
+from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import expand
+
+UNREADABLE = 3  # exit status
+
+
+def run(flags: argparse.Namespace) -> int:
+    """The command.
+
+    Returns:
+      How many photos could not be read.
+
+    Raises:
+      InputError: a mistake; nothing was written.
+    """
+    out, table = expand(flags.out), expand(flags.support)
+    if out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out={flags.out} must end in .csv or .json")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out={flags.out} cannot be written: give a file in a folder that exists")
+    if not table.is_file():
+        raise InputError(f"--support={flags.support}: no such file; it has the columns file,labels, see the README")
+    labels, names = read_csv(table, anywhere=True)
+    if not labels:
+        raise InputError(f"{table} names no photo: add lines such as a.jpg,sofa|cat")
+    if out.suffix == ".csv" and not {"file", "labels"}.isdisjoint(names):
+        raise InputError("a label called file or labels cannot be told from a column: give an --out that ends in .json")
+    photos = find_photos(flags.images)
+    predictor = load(flags.workdir, flags.n_shot)
+    classifier = fit(
+        *(predictor, list(labels), list(labels.values())),
+        method=flags.method,
+        label_names=names,
+        vectors=flags.vectors,
+    )
+    print(classifier.note, flush=True)
+    rows, unreadable = [], []
+    each = track(predict_each(classifier, photos), total=len(photos), description="predicting", unit="photos")
+    for photo, row in zip(photos, each, strict=True):
+        if isinstance(row, InputError):
+            unreadable.append((photo, row))
+        else:
+            rows.append((photo, row))
+    for _, error in unreadable:
+        print(f"unreadable: {error}", file=sys.stderr)
+    if not rows:
+        raise InputError(f"none of the {len(photos)} photos can be read")
+    try:
+        (_write_csv if out.suffix == ".csv" else _write_json)(out, classifier, rows, unreadable)
+    except OSError as error:
+        raise InputError(f"--out={flags.out} cannot be written: {error.strerror}") from error
+    left_out = f", {len(unreadable)} unreadable photos left out" if unreadable else ""
+    print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}")
+    return len(unreadable)
+
+
+def _write_csv(out: Path, classifier: Classifier, rows, unreadable) -> None:
+    # A photo's name need not be text in UTF-8: it is written byte for byte.
+    options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with atomic(out) as part, open(part, "w", **options) as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "labels", *classifier.label_names])
+        for photo, row in rows:
+            writer.writerow([photo, "|".join(labels_above(classifier, row)), *(f"{p:.4f}" for p in row)])
+
+
+def _write_json(out: Path, classifier: Classifier, rows, unreadable) -> None:
+    photos = [
+        {
+            "file": str(photo),
+            "labels": labels_above(classifier, row),
+            "probabilities": dict(zip(classifier.label_names, map(float, row), strict=True)),
+        }
+        for photo, row in rows
+    ]
+    content = {
+        "method": classifier.method,
+        "n_shot": classifier.trained.n_shot,
+        "thresholds": dict(zip(classifier.label_names, classifier.thresholds.tolist(), strict=True)),
+        "photos": photos,
+        "unreadable": [{"file": str(photo), "why": str(error)} for photo, error in unreadable],
+    }
+    write_json(out, content)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Flags in, a file of predictions out."""
+    parser = Parser("mlfsic_jax.predict", __doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="of a training run, or an exported folder")
+    parser.add_argument("--support", required=True, help="a CSV file: columns file,labels; several labels as sofa|cat")
+    parser.add_argument("--images", required=True, nargs="+", action="extend", help="a folder, files, or 'a/*.jpg'")
+    parser.add_argument("--out", required=True, help="the .csv or .json file to write")
+    parser.add_argument("--method", choices=METHODS, help="default: the one that was best on validation labels")
+    parser.add_argument("--n_shot", type=int, help="default: of the trained shot counts the nearest to the support's")
+    parser.add_argument("--vectors", help="a further file of word vectors, for labels that the model has none for")
+    parser.add_argument("--cache_dir", default="cache", help="where compiled programs are kept; default cache")
+    flags = parser.parse_args(arguments)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
+    jax.config.update("jax_compilation_cache_dir", str(Path(flags.cache_dir).absolute() / "compiled"))
+    with cli_errors("nothing was written"):
+        unreadable = run(flags)
+    if unreadable:
+        sys.exit(UNREADABLE)
+
 
 if __name__ == "__main__":
     main()

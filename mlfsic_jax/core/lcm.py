@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -9,10 +10,31 @@ import jax
 import jax.numpy as jnp
 
 from mlfsic_jax.core.functional import binary_cross_entropy, unit
+from mlfsic_jax.core.options import one_of, require
 
 SCORE_SCALINGS = ("minmax", "none")
 SELECTIONS = ("momentum", "taylor", "exact", "importance", "low_importance")
 _CACHE_BYTES = 2**20  # half of the second-level cache of a server core
+
+
+@dataclasses.dataclass(frozen=True)
+class LCMOptions:
+    """How LCM runs inside a model; fields as in ``lcm_select``, ``selection`` as in ``loss_change``."""
+
+    steps: int = 20
+    step_size: float = 1.0
+    momentum: float = 0.95
+    score_scaling: str = "minmax"
+    selection: str = "momentum"
+
+    def __post_init__(self):
+        require(
+            self,
+            steps=(self.steps >= 1, "must be at least 1"),
+            momentum=(0 <= self.momentum <= 1, "must be in [0, 1]"),
+            score_scaling=one_of(self.score_scaling, SCORE_SCALINGS),
+            selection=one_of(self.selection, SELECTIONS),
+        )
 
 
 class LCMSelection(NamedTuple):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mlfsic_jax.core.functional import binary_cross_entropy, cosine_logits
-from mlfsic_jax.core.lcm import loss_change, select_positions
-from mlfsic_jax.core.prototypes import Prototypes
+from mlfsic_jax.core.lcm import LCMOptions, loss_change, select_positions
+from mlfsic_jax.core.options import one_of, positive, require
+from mlfsic_jax.core.prototypes import ATTENTIONS, Prototypes
 
 
 class JointEmbedding(nn.Module):
@@ -34,16 +33,6 @@ class JointEmbedding(nn.Module):
     def text(self, word_vectors: jax.Array) -> jax.Array:
         """float [C, d_w] -> [C, d_joint]."""
         return self.a_text(word_vectors)
-
-
-class LCMOptions(NamedTuple):
-    """How LCM runs inside the model; fields as in ``lcm_select``, ``selection`` as in ``lcm.loss_change``."""
-
-    steps: int = 20
-    step_size: float = 1.0
-    momentum: float = 0.95
-    score_scaling: str = "minmax"
-    selection: str = "momentum"
 
 
 class BaseModel(nn.Module):
@@ -79,6 +68,23 @@ class BaseModel(nn.Module):
     cm_loss: bool = True
     query_loss_on: str = "query"
     query_top: int = 0
+
+    def __post_init__(self):
+        prototypes = "must be True where attention is none: there is nothing else to make prototypes of"
+        anchored = self.attention in ("channelwise", "global") or not self.anchor
+        named, rule = one_of(self.attention, ATTENTIONS)
+        require(
+            self,
+            **positive(self, "scale", "n_heads", "d_dynamic", "n_dynamic"),
+            d_joint=(self.d_joint > 0 and not self.d_joint % max(self.n_heads, 1), "must be a multiple of n_heads"),
+            dropout=(0 <= self.dropout < 1, "must be in [0, 1)"),
+            skip=(self.skip or not self.anchor, "must be True where anchor is"),
+            attention=(named and anchored, rule if anchored else "must be channelwise or global where anchor is True"),
+            dynamic=(self.dynamic or self.attention != "none", prototypes),
+            query_loss_on=one_of(self.query_loss_on, ("query", "both")),
+            query_top=(self.query_top >= 0, "must be at least 0"),
+        )
+        super().__post_init__()
 
     def setup(self):
         self.joint = JointEmbedding(self.d_joint, orthogonal=self.anchor)

@@ -1,40 +1,71 @@
-"""The peers that the paper compares with: one file each, one interface, on the same frozen local features.
+"""The methods by name. To add one: a subclass of ``Method`` in a file of its own, and one line in ``METHODS``.
 
-Those without training (``closed_form``) are pure functions ``(support, labels, query) -> scores``: float [S, n],
-bool [S, C], float [Q, n] -> float [Q, C], higher for likelier labels, with the decision threshold at 0.5. All others
-are a ``Peer``, by name in ``PEERS``. Their settings are keyword arguments of their functions; what the papers leave
-open was chosen on the validation labels of VOC 2007.
+Its options become a section of the config; evaluation, own photos, report and tables take it up by themselves.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from mlfsic_jax.methods import classifier, laso, logistic, maml, pla
+import numpy as np
 
+from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.classifier import Classifier
+from mlfsic_jax.methods.closed_form import Prototypes, Ridge
+from mlfsic_jax.methods.episodic import LCM, Base, FineTuned, ZeroShot
+from mlfsic_jax.methods.joined import LCMRegions, PrototypeRidge
+from mlfsic_jax.methods.laso import LaSO
+from mlfsic_jax.methods.logistic import Logistic
+from mlfsic_jax.methods.maml import MAML
+from mlfsic_jax.methods.pla import PLA
+from mlfsic_jax.methods.word_ridge import RegionWordRidge, WordRidge
 
-class Peer(NamedTuple):
-    """A method that adapts to a support set, perhaps after training on base labels.
+__all__ = ["METHODS", "Method", "create", "trained_of"]
 
-    Attributes:
-      train: ``(key, base, *, n_shot, n_query) -> trained``, a pytree of arrays, from an ``View`` whose
-        inputs are local features; reports its progress.
-      score: ``(trained, key, support float32 [S, L, n], labels bool [S, C], query float32 [Q, L, n],
-        word_vectors float32 [C, d_w]) -> probabilities float32 [Q, C]``, pure and traceable.
-    """
-
-    train: Callable
-    score: Callable
-
-
-PEERS = {
-    "classifier": Peer(classifier.train, classifier.score),
-    "logistic": Peer(logistic.train, logistic.score),
-    "maml": Peer(maml.train, maml.score),
-    "maml_first_order": Peer(functools.partial(maml.train, first_order=True), maml.score),
-    "laso": Peer(laso.train, laso.score),
-    "pla": Peer(pla.train, pla.score),
-    "pla_words": Peer(functools.partial(pla.train, words=True), functools.partial(pla.score, words=True)),
+METHODS: dict[str, Method] = {
+    "zero_shot": ZeroShot(),
+    "prototypes": Prototypes(),
+    "prototypes_centered": Prototypes(centred=True),
+    "ridge": Ridge(),
+    "word_ridge": WordRidge(),
+    "region_word_ridge": RegionWordRidge(),
+    "base": Base(),
+    "lcm": LCM(),
+    "fine_tuned": FineTuned(),
+    "region_word_ridge_lcm": LCMRegions(),
+    "base_ridge": PrototypeRidge(select=False),
+    "lcm_ridge": PrototypeRidge(),
+    "classifier": Classifier(),
+    "logistic": Logistic(),
+    "maml": MAML(),
+    "maml_first_order": MAML(first_order=True),
+    "laso": LaSO(),
+    "pla": PLA(),
+    "pla_words": PLA(words=True),
 }
+
+
+def create(name: str, **options: Any) -> Method:
+    """A method by name, with other options than its defaults.
+
+    Raises:
+      ValueError: no method has this name, or an option is not allowed (``core.options.OptionError``).
+      TypeError: it has no such option.
+    """
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
+    return dataclasses.replace(METHODS[name], **options)
+
+
+def trained_of(method: Method, stores: Mapping[str, Any], value: Any = None) -> dict[str, Any]:
+    """The ``trained`` of a method: the leaves of its stores, and of its tuned one, if it has one, the value.
+
+    Args:
+      method: the method.
+      stores: store -> what its training gave.
+      value: of the leaf ``tuned``: a float, or all candidates.
+    """
+    trained = {name: leaf for store in method.stores for name, leaf in stores[store].items()}
+    return trained | {method.tuned: np.float32(value)} if method.tuned else trained

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 
-from mlfsic_jax.system.parallel import prefetch
 from mlfsic_jax.system.progress import track
 
 if TYPE_CHECKING:
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 _READ = 64
 
 
-def map_locals(base: View, rows: np.ndarray, fn: Callable) -> np.ndarray:
-    """Maps local features of images, of which only a batch is held at once.
+def map_regions(base: View, rows, fn: Callable) -> np.ndarray:
+    """Maps the local features of images, a batch at a time.
 
     Args:
       base: its inputs are local features.
@@ -29,12 +28,16 @@ def map_locals(base: View, rows: np.ndarray, fn: Callable) -> np.ndarray:
     Returns:
       The results for all rows, [I, ...].
     """
+    rows, parts = np.asarray(rows), []
+    for start in range(0, len(rows), _READ):
+        regions = np.asarray(base.inputs(rows[start : start + _READ]), np.float32)
+        parts.append(fn(regions.reshape(len(regions), -1, regions.shape[-1])))
+    return np.concatenate(parts)
 
-    def read(start):
-        local = np.asarray(base.inputs(rows[start : start + _READ]), np.float32)
-        return local.reshape(len(local), -1, local.shape[-1])
 
-    return np.concatenate([fn(local) for local in prefetch(read, range(0, len(rows), _READ))])
+def pooled_features(base: View) -> np.ndarray:
+    """Means over positions of all images of a view: float32 [I, n]."""
+    return map_regions(base, np.arange(len(base.labels)), lambda regions: regions.mean(axis=1))
 
 
 def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=None) -> tuple[Any, Any]:

@@ -1,41 +1,55 @@
-"""Multi-label classifier on the backbone: one linear layer on frozen global features, fitted to the support.
+"""Multi-label classifier: one linear layer on frozen pooled features, fitted to the support by Adam.
 
-Fine-tuning of the backbone itself is out of scope here: all peers see the same cached features.
+Fine-tuning of the backbone itself is out of scope here: all methods see the same cached features.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mlfsic_jax.core.functional import binary_cross_entropy, unit
-from mlfsic_jax.methods._training import adam, map_locals
-
-if TYPE_CHECKING:
-    from mlfsic_jax.data.features import View
+from mlfsic_jax.core.functional import binary_cross_entropy
+from mlfsic_jax.core.options import positive, require
+from mlfsic_jax.methods._training import adam
+from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.closed_form import centred_unit
 
 EPOCHS = 40  # of fitting to a support set; the paper's number for all its baselines (section 5.1.2)
-LEARNING_RATE = 0.1
 
 
-def global_features(base: View) -> np.ndarray:
-    """Means over positions of all images of a split: float32 [I, n]."""
-    return map_locals(base, np.arange(len(base.labels)), lambda local: local.mean(axis=1))
+@dataclasses.dataclass(frozen=True)
+class Classifier(Method):
+    """The linear layer, on centred unit features.
 
+    Attributes:
+      epochs: steps of Adam, each on the whole support.
+      learning_rate: of Adam; ours, chosen on validation labels.
+    """
 
-def train(key, base: View, *, n_shot: int, n_query: int) -> np.ndarray:
-    """The mean global feature of the base images, float32 [n]: all that this peer takes from them."""
-    del key, n_shot, n_query
-    return global_features(base).mean(axis=0)
+    sections: ClassVar[tuple[str, ...]] = ("classifier",)
+    stores: ClassVar[tuple[str, ...]] = ("fitted",)
+    base: ClassVar[str] = "images"
+    on_request: ClassVar[bool] = True
 
+    epochs: int = EPOCHS
+    learning_rate: float = 0.1
 
-def centred_unit(local_features, mean):
-    """Global features minus the base mean, at length 1: float [I, L, n], [n] -> [I, n]."""
-    return unit(local_features.mean(axis=1) - mean)
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, **positive(self, "epochs", "learning_rate"))
+
+    def fit(self, trained, images, labels, words):
+        x, y = centred_unit(trained, images), labels.astype(jnp.float32)
+        options = {"epochs": self.epochs, "learning_rate": self.learning_rate}
+        return fit_linear(lambda _: (x, y), x.shape[1], y.shape[1], **options)
+
+    def score(self, trained, state, images):
+        weights, bias = state
+        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
 
 
 def fit_linear(batch_of: Callable, n_features: int, n_labels: int, *, epochs: int, learning_rate: float):
@@ -58,28 +72,3 @@ def fit_linear(batch_of: Callable, n_features: int, n_labels: int, *, epochs: in
 
     zeros = (jnp.zeros((n_features, n_labels)), jnp.zeros(n_labels))
     return adam(loss, zeros, jnp.arange(epochs), learning_rate=learning_rate)[0]
-
-
-def score(
-    trained, key, support, labels, query, word_vectors, *, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE
-):
-    """Fits the layer to the support and applies it to the queries.
-
-    Args:
-      trained: of ``train``.
-      key: not used: the fit starts at zero.
-      support: float32 [S, L, n], local features.
-      labels: bool [S, C].
-      query: float32 [Q, L, n].
-      word_vectors: not used.
-      epochs: steps on the whole support.
-      learning_rate: of Adam; ours, chosen on validation labels.
-
-    Returns:
-      float32 [Q, C], probabilities.
-    """
-    del key, word_vectors
-    x = centred_unit(support, trained)
-    batch = (x, labels.astype(x.dtype))
-    weights, bias = fit_linear(lambda _: batch, x.shape[1], labels.shape[1], epochs=epochs, learning_rate=learning_rate)
-    return jax.nn.sigmoid(centred_unit(query, trained) @ weights + bias)

@@ -1,46 +1,111 @@
-"""Training-free peers on global features: prototypes and ridge regression."""
+"""Methods without a training loop, on pooled features: nearest prototypes and ridge regression."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mlfsic_jax.core.functional import cosine_logits
+from mlfsic_jax.core import word_ridge
+from mlfsic_jax.core.functional import cosine_logits, unit
+from mlfsic_jax.core.options import positive, require
+from mlfsic_jax.methods._training import map_regions, pooled_features
+from mlfsic_jax.methods.base import FIXED, Method
+
+_FOR_DIRECTIONS = 512  # images: each gives as many samples as it has positions
 
 
-def prototypes(support, labels, query, *, scale: float = 10.0):
-    """sigmoid(scale * cos(query, mean of the support images that have the label)), ProtoNet with cosine.
+@dataclasses.dataclass(frozen=True)
+class Fitted(Method):
+    """The family that learns from base images in closed form, see ``word_ridge.fit``; its members share the result.
 
-    Args:
-      support: float [S, n], global features.
-      labels: bool [S, C].
-      query: float [Q, n].
+    Attributes:
+      beta: weight of the word prior.
+      regulariser: of ridge regression.
+      region_regulariser: of ridge regression with the region kernel.
+      classifier_regulariser: of the base labels' classifiers.
+      word_regulariser: of the map from words to classifiers.
+      n_components: directions in which regions are compared.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("ridge",)
+    stores: ClassVar[tuple[str, ...]] = ("fitted",)
+    base: ClassVar[str] = "images"
+
+    beta: float = 0.5
+    regulariser: float = 1.0
+    region_regulariser: float = 0.3
+    classifier_regulariser: float = 300.0
+    word_regulariser: float = 0.1
+    n_components: int = 320
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields = ("regulariser", "region_regulariser", "classifier_regulariser", "word_regulariser", "n_components")
+        require(self, **positive(self, *fields))
+
+    def train(self, key, base):
+        features = pooled_features(base)
+        some = np.unique(np.linspace(0, len(features) - 1, _FOR_DIRECTIONS).astype(int))
+        regions = map_regions(base, some, lambda regions: regions)
+        mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        fitted = word_ridge.fit(
+            features,
+            base.labels,
+            base.word_vectors,
+            word_ridge.principal_directions(regions, mean, self.n_components),
+            classifier_regulariser=self.classifier_regulariser,
+            word_regulariser=self.word_regulariser,
+        )
+        return jax.device_get(fitted._asdict())
+
+
+@dataclasses.dataclass(frozen=True)
+class Prototypes(Fitted):
+    """sigmoid(scale * cos(query, mean of the support images that have the label)): ProtoNet with cosine.
+
+    Attributes:
       scale: lambda; it only places the 0.5 threshold, so precision, recall and F1 are not tuned.
-
-    Returns:
-      float [Q, C].
+      centred: on unit features minus the base mean.
     """
-    means = labels.astype(support.dtype).T @ support  # the sum: cosine does not see the count
-    return jax.nn.sigmoid(cosine_logits(query, means, scale))
+
+    scale: float = dataclasses.field(default=10.0, metadata=FIXED)
+    centred: bool = dataclasses.field(default=False, metadata=FIXED)
+
+    def fit(self, trained, images, labels, words):
+        x = self._features(trained, images)
+        return labels.astype(x.dtype).T @ x  # sum, not mean: cosine ignores scale
+
+    def score(self, trained, state, images):
+        return jax.nn.sigmoid(cosine_logits(self._features(trained, images), state, self.scale))
+
+    def _features(self, trained, images):
+        return centred_unit(trained, images) if self.centred else images["pooled"]
 
 
-def ridge(support, labels, query, *, regulariser: float = 1.0):
-    """Ridge regression onto centred targets, one output per label, in closed dual form.
+@dataclasses.dataclass(frozen=True)
+class Ridge(Fitted):
+    """Ridge regression onto centred targets: X_q X' (X X' + regulariser I)^-1 (Y - mean Y) + mean Y.
 
-    X_q X' (X X' + regulariser I)^-1 (Y - mean Y) + mean Y. A prediction may leave [0, 1]: clip it where a probability
-    is shown; neither AP nor the 0.5 threshold needs that.
-
-    Args:
-      support: float [S, n], centred unit features.
-      labels: bool [S, C].
-      query: float [Q, n].
-      regulariser: lambda.
-
-    Returns:
-      float [Q, C].
+    A prediction may leave [0, 1]: clip it where a probability is shown; neither AP nor the 0.5 threshold needs that.
     """
-    targets = labels.astype(support.dtype)
-    mean = targets.mean(axis=0)
-    kernel = support @ support.T + regulariser * jnp.eye(len(support), dtype=support.dtype)
-    dual = jax.scipy.linalg.solve(kernel, targets - mean, assume_a="pos")
-    return query @ (support.T @ dual) + mean
+
+    needs_contrast: ClassVar[bool] = True
+
+    def fit(self, trained, images, labels, words):
+        x = centred_unit(trained, images)
+        targets = labels.astype(x.dtype)
+        kernel = x @ x.T + self.regulariser * jnp.eye(len(x), dtype=x.dtype)
+        dual = jax.scipy.linalg.solve(kernel, targets - targets.mean(axis=0), assume_a="pos")
+        return {"weights": x.T @ dual, "mean": targets.mean(axis=0)}
+
+    def score(self, trained, state, images):
+        return centred_unit(trained, images) @ state["weights"] + state["mean"]
+
+
+def centred_unit(trained, images):
+    """Pooled features minus the base mean, at length 1: [I, n]."""
+    return unit(images["pooled"] - trained["mean"])

@@ -8,7 +8,8 @@ normalisation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,23 +17,107 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlfsic_jax.core.functional import binary_cross_entropy, unit
+from mlfsic_jax.core.options import positive, require
 from mlfsic_jax.core.word_ridge import principal_directions
-from mlfsic_jax.methods._training import adam_in_chunks
-from mlfsic_jax.methods.classifier import EPOCHS, LEARNING_RATE, centred_unit, fit_linear, global_features
+from mlfsic_jax.methods._training import adam_in_chunks, pooled_features
+from mlfsic_jax.methods.classifier import Classifier, fit_linear
+from mlfsic_jax.methods.closed_form import centred_unit
 
-if TYPE_CHECKING:
-    from mlfsic_jax.data.features import View
-
-WIDTH = 512  # of the networks' hidden layers
 _BLOCKS = 3
 _CHUNK = 100  # steps in one program
+
+
+@dataclasses.dataclass(frozen=True)
+class LaSO(Classifier):
+    """Fits the linear layer of ``Classifier`` to the support and to new synthetic features in every epoch.
+
+    The paper has unions or intersections; the latter do better on validation labels, where nearly all images have one
+    label, so that they mostly are images without any.
+
+    Attributes:
+      operations: what to augment with: "union", "intersection", "subtraction".
+      n_components: d, ours.
+      width: of the networks' hidden layers, ours.
+      dropout: rate; the paper does not print it, 0.5 is that of the authors' code.
+      steps: of Adam in training, ours.
+      batch_size: pairs in a step, ours.
+      training_learning_rate: of Adam in training, ours.
+      seed: of the pairs drawn from a support set.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("laso",)
+    stores: ClassVar[tuple[str, ...]] = ("laso",)
+    base: ClassVar[str] = "labels"
+    needs_contrast: ClassVar[bool] = True  # two images at least, to pair
+
+    operations: tuple[str, ...] = ("intersection",)
+    n_components: int = 256
+    width: int = 512
+    dropout: float = 0.5
+    steps: int = 600
+    batch_size: int = 64
+    training_learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = {"union", "intersection", "subtraction"}.issuperset(self.operations)
+        require(
+            self,
+            **positive(self, "n_components", "width", "steps", "batch_size", "training_learning_rate"),
+            operations=(known and len(self.operations) > 0, "some of union, intersection, subtraction"),
+            dropout=(0 <= self.dropout < 1, "must be in [0, 1)"),
+        )
+
+    def train(self, key, base):
+        features = pooled_features(base)
+        mean = features.mean(axis=0)
+        centred = unit(jnp.asarray(features - mean))
+        components = jnp.asarray(principal_directions(centred[:, None], jnp.zeros_like(mean), self.n_components))
+        x, labels = project(centred, components), jnp.asarray(base.labels, jnp.float32)
+        model = Operations(labels.shape[1], self.width, self.dropout)
+        init_key, step_key = jax.random.split(key)
+        init = jax.jit(lambda k: model.init(k, x[:1], x[:1], labels[:1], labels[:1], method="losses"))
+
+        @jax.jit
+        def draw(chunk):
+            pair_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, chunk))
+            pairs = jax.random.randint(pair_key, (_CHUNK, 2, self.batch_size), 0, len(x))
+            return pairs, jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(_CHUNK))
+
+        def loss(params, data, batch):
+            (x, labels), ((i, j), dropout_key) = data, batch
+            args = (x[i], x[j], labels[i], labels[j], True)
+            rngs = {"dropout": dropout_key}
+            return sum(model.apply({"params": params}, *args, rngs=rngs, method="losses").values())
+
+        params = adam_in_chunks(
+            *(loss, init(init_key)["params"], (x, labels), draw),
+            steps=self.steps,
+            chunk=_CHUNK,
+            learning_rate=self.training_learning_rate,
+            description="LaSO",
+        )
+        operations = {name: tree for name, tree in params.items() if name != "classifier"}  # it knows base labels only
+        return {"mean": jnp.asarray(mean), "components": components, "params": operations}
+
+    def fit(self, trained, images, labels, words):
+        x, y = centred_unit(trained, images), labels.astype(jnp.float32)
+        options = {"epochs": self.epochs, "operations": self.operations}
+        made, made_labels = synthesise(trained, jax.random.key(self.seed), x, y, **options)
+
+        def batch_of(epoch):
+            return jnp.concatenate([x, made[epoch]]), jnp.concatenate([y, made_labels[epoch]])
+
+        options = {"epochs": self.epochs, "learning_rate": self.learning_rate}
+        return fit_linear(batch_of, x.shape[1], y.shape[1], **options)
 
 
 class Operation(nn.Module):
     """An MLP on two concatenated features: blocks of linear layer, normalisation, leaky ReLU, dropout; then linear."""
 
-    width: int = WIDTH
-    dropout: float = 0.5
+    width: int
+    dropout: float
 
     @nn.compact
     def __call__(self, x, y, train: bool = False):
@@ -48,8 +133,8 @@ class Operations(nn.Module):
     """The three networks, and the classifier of base labels that they are trained by."""
 
     n_labels: int
-    width: int = WIDTH
-    dropout: float = 0.5
+    width: int
+    dropout: float
 
     def setup(self):
         self.union = Operation(self.width, self.dropout)
@@ -97,84 +182,9 @@ class Operations(nn.Module):
         return getattr(self, operation)(x, y)
 
 
-class Trained(NamedTuple):
-    """What is learned on base labels.
-
-    Attributes:
-      mean: float [n], mean global feature of the base images.
-      components: float [n, d], their principal directions.
-      params: of ``Operations``; without the classifier, which only knows base labels.
-    """
-
-    mean: jax.Array
-    components: jax.Array
-    params: Any
-
-
 def project(x, components):
     """Centred unit features [..., n] in the principal directions: [..., d], entries of order one."""
     return x @ components * np.sqrt(components.shape[1])
-
-
-def train(
-    key,
-    base: View,
-    *,
-    n_shot: int,
-    n_query: int,
-    n_components: int = 256,
-    width: int = WIDTH,
-    dropout: float = 0.5,
-    steps: int = 600,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-) -> Trained:
-    """Trains the networks and the classifier together on random pairs of base images.
-
-    Args:
-      key: fixes parameters, pairs and dropout.
-      base: the base images; its inputs are local features.
-      n_shot: only for the message of progress.
-      n_query: not used.
-      n_components: d, ours.
-      width: of the hidden layers, ours.
-      dropout: rate; the paper does not print it, 0.5 is that of the authors' code.
-      steps: of Adam, ours.
-      batch_size: pairs in a step, ours.
-      learning_rate: of Adam, ours.
-    """
-    del n_query
-    features = global_features(base)
-    mean = features.mean(axis=0)
-    centred = unit(jnp.asarray(features - mean))
-    components = jnp.asarray(principal_directions(centred[:, None], jnp.zeros_like(mean), n_components))
-    x, labels = project(centred, components), jnp.asarray(base.labels, jnp.float32)
-    model = Operations(labels.shape[1], width, dropout)
-    init_key, step_key = jax.random.split(key)
-    init = jax.jit(lambda k: model.init(k, x[:1], x[:1], labels[:1], labels[:1], method="losses"))
-    params = init(init_key)["params"]
-
-    @jax.jit
-    def draw(chunk):
-        pair_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, chunk))
-        pairs = jax.random.randint(pair_key, (_CHUNK, 2, batch_size), 0, len(x))
-        return pairs, jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(_CHUNK))
-
-    def loss(params, data, batch):
-        (x, labels), ((i, j), dropout_key) = data, batch
-        args = (x[i], x[j], labels[i], labels[j], True)
-        rngs = {"dropout": dropout_key}
-        return sum(model.apply({"params": params}, *args, rngs=rngs, method="losses").values())
-
-    params = adam_in_chunks(
-        *(loss, params, (x, labels), draw),
-        steps=steps,
-        chunk=_CHUNK,
-        learning_rate=learning_rate,
-        description=f"LaSO, {n_shot}-shot",
-    )
-    operations = {name: tree for name, tree in params.items() if name != "classifier"}
-    return Trained(jnp.asarray(mean), components, operations)
 
 
 def combine_labels(labels_x, labels_y, operation: str):
@@ -184,11 +194,11 @@ def combine_labels(labels_x, labels_y, operation: str):
     return labels_x * (labels_y if operation == "intersection" else 1 - labels_y)
 
 
-def synthesise(trained: Trained, key, x, labels, *, epochs: int, operations: tuple[str, ...]):
+def synthesise(trained, key, x, labels, *, epochs: int, operations: tuple[str, ...]):
     """Random pairs of support images through the networks; in every epoch each image is once X.
 
     Args:
-      trained: of ``train``.
+      trained: of ``LaSO.train``.
       key: fixes the pairs.
       x: float [S, n], centred unit features of at least two images.
       labels: 0/1 [S, C].
@@ -200,51 +210,12 @@ def synthesise(trained: Trained, key, x, labels, *, epochs: int, operations: tup
     """
     s = len(x)
     partner = (jnp.arange(s) + jax.random.randint(key, (epochs, s), 1, s)) % s  # another image
-    z = project(x, trained.components)
+    z = project(x, trained["components"])
     pairs = (jnp.broadcast_to(z, (epochs, *z.shape)), z[partner])
     label_pairs = (jnp.broadcast_to(labels, (epochs, *labels.shape)), labels[partner])
-    model = Operations(labels.shape[1], trained.params["union"]["Dense_0"]["bias"].shape[0])
-    made = [model.apply({"params": trained.params}, *pairs, o, method="combine") for o in operations]
+    width = trained["params"]["union"]["Dense_0"]["bias"].shape[0]
+    model = Operations(labels.shape[1], width, dropout=0.0)
+    made = [model.apply({"params": trained["params"]}, *pairs, o, method="combine") for o in operations]
     targets = [combine_labels(*label_pairs, o) for o in operations]
-    back = trained.components.T / np.sqrt(trained.components.shape[1])  # undoes ``project``
+    back = trained["components"].T / np.sqrt(trained["components"].shape[1])  # undoes ``project``
     return jnp.concatenate(made, axis=1) @ back, jnp.concatenate(targets, axis=1)
-
-
-def score(
-    trained: Trained,
-    key,
-    support,
-    labels,
-    query,
-    word_vectors,
-    *,
-    operations: tuple[str, ...] = ("intersection",),
-    epochs: int = EPOCHS,
-    learning_rate: float = LEARNING_RATE,
-):
-    """Fits the linear layer of ``classifier`` to the support and to new synthetic features in every epoch.
-
-    Args:
-      trained: of ``train``.
-      key: fixes the pairs.
-      support: float32 [S, L, n], local features of at least two images.
-      labels: bool [S, C].
-      query: float32 [Q, L, n].
-      word_vectors: not used.
-      operations: what to augment with. The paper has unions or intersections; the latter do better on validation
-        labels, where nearly all images have one label, so that they mostly are images without any.
-      epochs: steps of Adam, each on the whole support and as many features of every operation.
-      learning_rate: of Adam.
-
-    Returns:
-      float32 [Q, C], probabilities.
-    """
-    del word_vectors
-    x, y = centred_unit(support, trained.mean), labels.astype(jnp.float32)
-    made, made_labels = synthesise(trained, key, x, y, epochs=epochs, operations=operations)
-
-    def batch_of(epoch):
-        return jnp.concatenate([x, made[epoch]]), jnp.concatenate([y, made_labels[epoch]])
-
-    weights, bias = fit_linear(batch_of, x.shape[1], y.shape[1], epochs=epochs, learning_rate=learning_rate)
-    return jax.nn.sigmoid(centred_unit(query, trained.mean) @ weights + bias)

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlfsic_jax.core.functional import binary_cross_entropy
-from mlfsic_jax.methods.classifier import centred_unit, train
-
-__all__ = ["fit", "score", "train"]
+from mlfsic_jax.core.options import positive, require
+from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.closed_form import centred_unit
 
 _STEP_SIZES = 0.5 ** np.arange(12, dtype=np.float32)
 
 
-def fit(kernel, labels, *, inverse_regulariser: float, iterations: int = 20):
+@dataclasses.dataclass(frozen=True)
+class Logistic(Method):
+    """One regression per label on centred unit features.
+
+    Attributes:
+      inverse_regulariser: C, as in scikit-learn; ours, chosen on validation labels.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("logistic",)
+    stores: ClassVar[tuple[str, ...]] = ("fitted",)
+    base: ClassVar[str] = "images"
+    needs_contrast: ClassVar[bool] = True
+    on_request: ClassVar[bool] = True
+
+    inverse_regulariser: float = 100.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, **positive(self, "inverse_regulariser"))
+
+    def fit(self, trained, images, labels, words):
+        x = centred_unit(trained, images)
+        solve = jax.vmap(lambda y: newton(x @ x.T, y, inverse_regulariser=self.inverse_regulariser))
+        dual, bias = solve(labels.T)
+        return x.T @ dual.T, bias
+
+    def score(self, trained, state, images):
+        weights, bias = state
+        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
+
+
+def newton(kernel, labels, *, inverse_regulariser: float, iterations: int = 20):
     """Minimises |w|^2 / 2 + C sum_i loss(w . x_i + b, y_i) in the dual, w = X'a; b is not penalised.
 
     A Newton step is a weighted ridge regression: (K + (C W)^-1) a + b = f + (y - p) / W, sum a = 0, W = p (1 - p). The
@@ -53,24 +87,3 @@ def fit(kernel, labels, *, inverse_regulariser: float, iterations: int = 20):
 
     start = (jnp.zeros_like(y), jnp.zeros((), kernel.dtype))
     return jax.lax.scan(step, start, length=iterations)[0]
-
-
-def score(trained, key, support, labels, query, word_vectors, *, inverse_regulariser: float = 100.0):
-    """Fits one regression per label to the support and applies them to the queries.
-
-    Args:
-      trained: of ``train``.
-      key: not used.
-      support: float32 [S, L, n], local features.
-      labels: bool [S, C].
-      query: float32 [Q, L, n].
-      word_vectors: not used.
-      inverse_regulariser: C on centred unit features; ours, chosen on validation labels.
-
-    Returns:
-      float32 [Q, C], probabilities.
-    """
-    del key, word_vectors
-    x = centred_unit(support, trained)
-    dual, bias = jax.vmap(lambda y: fit(x @ x.T, y, inverse_regulariser=inverse_regulariser))(labels.T)
-    return jax.nn.sigmoid(centred_unit(query, trained) @ x.T @ dual.T + bias)

@@ -1,12 +1,13 @@
 """MAML (Finn et al. 2017): a start from which a few gradient steps on the support learn its labels.
 
-The learner has two layers on global features: an embedding, and a linear layer that has one output per label. Novel
-labels are others, and of another number, than base labels; so all outputs start from one shared learned vector (ours).
+The learner has two layers on pooled features: an embedding, and a linear layer with one output per label. Novel labels
+are others, and of another number, than base labels; so all outputs start from one shared learned vector (ours).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,88 @@ import numpy as np
 
 from mlfsic_jax.core.episodes import sample_episodes
 from mlfsic_jax.core.functional import binary_cross_entropy, unit
-from mlfsic_jax.methods._training import adam_in_chunks
-from mlfsic_jax.methods.classifier import EPOCHS, centred_unit, global_features
+from mlfsic_jax.core.options import positive, require
+from mlfsic_jax.methods._training import adam_in_chunks, pooled_features
+from mlfsic_jax.methods.base import FIXED, Method
+from mlfsic_jax.methods.classifier import EPOCHS
+from mlfsic_jax.methods.closed_form import centred_unit
 
-if TYPE_CHECKING:
-    from mlfsic_jax.data.features import View
-
-INNER_LEARNING_RATE = 3.0  # alpha; ours, chosen on validation labels
 _CHUNK = 50  # episodes drawn at once
+
+
+@dataclasses.dataclass(frozen=True)
+class MAML(Method):
+    """Learns the start on episodes of base labels, one a step, and adapts it to a support set.
+
+    Attributes:
+      width: of the embedding, ours.
+      episodes: training steps, ours.
+      learning_rate: of Adam, the outer loop's; ours.
+      training_steps: inner steps in training, ours.
+      inner_steps: inner steps on a support set; the paper's number of epochs for its baselines.
+      inner_learning_rate: alpha; ours, chosen on validation labels.
+      first_order: first-order MAML.
+      n_shot: K of the training episodes.
+      n_query: their query images per label.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("maml",)
+    base: ClassVar[str] = "labels"
+    on_request: ClassVar[bool] = True
+
+    width: int = 128
+    episodes: int = 400
+    learning_rate: float = 3e-4
+    training_steps: int = 5
+    inner_steps: int = EPOCHS
+    inner_learning_rate: float = 3.0
+    first_order: bool = dataclasses.field(default=False, metadata=FIXED)
+    n_shot: int = dataclasses.field(default=1, metadata=FIXED)
+    n_query: int = dataclasses.field(default=4, metadata=FIXED)
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields = ("width", "episodes", "learning_rate", "training_steps", "inner_steps", "inner_learning_rate")
+        require(self, **positive(self, *fields))
+
+    @property
+    def stores(self):
+        return ("maml_first_order" if self.first_order else "maml",)
+
+    def train(self, key, base):
+        features = pooled_features(base)
+        mean = features.mean(axis=0)
+        x, labels = unit(jnp.asarray(features - mean)), jnp.asarray(base.labels, jnp.float32)
+        init_key, episode_key = jax.random.split(key)
+        embedding = jax.random.normal(init_key, (x.shape[1], self.width)) * np.sqrt(2 / self.width)
+        start = Learner(embedding, jnp.zeros(self.width), jnp.zeros((self.width, 1)), jnp.zeros(1))
+        inner = {"learning_rate": self.inner_learning_rate, "first_order": self.first_order}
+
+        def draw(chunk):
+            drawn_key = jax.random.fold_in(episode_key, chunk)
+            sizes = {"n_episodes": _CHUNK, "n_shot": self.n_shot, "n_query": self.n_query}
+            return sample_episodes(drawn_key, base.labels, **sizes)
+
+        def loss(start, data, episode):
+            (x, labels), (s, q) = data, episode
+            return episode_loss(start, x[s], labels[s], x[q], labels[q], steps=self.training_steps, **inner)
+
+        start = adam_in_chunks(
+            *(loss, start, (x, labels), draw),
+            steps=self.episodes,
+            chunk=_CHUNK,
+            learning_rate=self.learning_rate,
+            description="first-order MAML" if self.first_order else "MAML",
+        )
+        return {"mean": jnp.asarray(mean), "start": start._asdict()}
+
+    def fit(self, trained, images, labels, words):
+        x, y = centred_unit(trained, images), labels.astype(jnp.float32)
+        options = {"steps": self.inner_steps, "learning_rate": self.inner_learning_rate}
+        return adapt(Learner(**trained["start"]), x, y, **options)
+
+    def score(self, trained, state, images):
+        return jax.nn.sigmoid(logits(state, centred_unit(trained, images)))
 
 
 class Learner(NamedTuple):
@@ -38,18 +113,6 @@ class Learner(NamedTuple):
     embedding_bias: jax.Array
     output: jax.Array
     output_bias: jax.Array
-
-
-class Trained(NamedTuple):
-    """What is learned on base labels.
-
-    Attributes:
-      mean: float [n], mean global feature of the base images.
-      start: the ``Learner`` that adaptation starts from.
-    """
-
-    mean: jax.Array
-    start: Learner
 
 
 def logits(learner: Learner, x):
@@ -102,93 +165,3 @@ def episode_loss(start: Learner, support, support_labels, query, query_labels, *
     """
     adapted = adapt(start, support, support_labels, **inner)
     return binary_cross_entropy(logits(adapted, query), query_labels).sum(axis=1).mean()
-
-
-def train(
-    key,
-    base: View,
-    *,
-    n_shot: int,
-    n_query: int,
-    first_order: bool = False,
-    width: int = 128,
-    episodes: int = 400,
-    learning_rate: float = 3e-4,
-    inner_steps: int = 5,
-    inner_learning_rate: float = INNER_LEARNING_RATE,
-) -> Trained:
-    """Learns the start on episodes of base labels, one a step.
-
-    Args:
-      key: fixes parameters and episodes.
-      base: the base images; its inputs are local features.
-      n_shot: K.
-      n_query: query images per label.
-      first_order: first-order MAML.
-      width: h, ours.
-      episodes: training steps, ours.
-      learning_rate: of Adam, the outer loop's; ours.
-      inner_steps: see ``adapt``; ours.
-      inner_learning_rate: see ``adapt``.
-    """
-    features = global_features(base)
-    mean = features.mean(axis=0)
-    x, labels = unit(jnp.asarray(features - mean)), jnp.asarray(base.labels, jnp.float32)
-    init_key, episode_key = jax.random.split(key)
-    embedding = jax.random.normal(init_key, (x.shape[1], width)) * np.sqrt(2 / width)
-    start = Learner(embedding, jnp.zeros(width), jnp.zeros((width, 1)), jnp.zeros(1))
-    inner = {"steps": inner_steps, "learning_rate": inner_learning_rate, "first_order": first_order}
-
-    def draw(chunk):
-        drawn_key = jax.random.fold_in(episode_key, chunk)
-        return sample_episodes(drawn_key, base.labels, n_episodes=_CHUNK, n_shot=n_shot, n_query=n_query)
-
-    def loss(start, data, episode):
-        (x, labels), (s, q) = data, episode
-        return episode_loss(start, x[s], labels[s], x[q], labels[q], **inner)
-
-    start = adam_in_chunks(
-        *(loss, start, (x, labels), draw),
-        steps=episodes,
-        chunk=_CHUNK,
-        learning_rate=learning_rate,
-        description=f"{'first-order MAML' if first_order else 'MAML'}, {n_shot}-shot",
-    )
-    return Trained(jnp.asarray(mean), start)
-
-
-def score(
-    trained: Trained,
-    key,
-    support,
-    labels,
-    query,
-    word_vectors,
-    *,
-    inner_steps: int = EPOCHS,
-    inner_learning_rate: float = INNER_LEARNING_RATE,
-):
-    """Adapts the learned start to the support and applies it to the queries.
-
-    Args:
-      trained: of ``train``.
-      key: not used.
-      support: float32 [S, L, n], local features.
-      labels: bool [S, C].
-      query: float32 [Q, L, n].
-      word_vectors: not used.
-      inner_steps: see ``adapt``; more than in training, the paper's number of epochs for its baselines.
-      inner_learning_rate: see ``adapt``.
-
-    Returns:
-      float32 [Q, C], probabilities.
-    """
-    del key, word_vectors
-    adapted = adapt(
-        trained.start,
-        centred_unit(support, trained.mean),
-        labels.astype(jnp.float32),
-        steps=inner_steps,
-        learning_rate=inner_learning_rate,
-    )
-    return jax.nn.sigmoid(logits(adapted, centred_unit(query, trained.mean)))

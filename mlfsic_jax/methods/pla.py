@@ -8,7 +8,8 @@ to their principal directions (ours), so that the whole decoder can be tuned on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,18 +18,111 @@ import numpy as np
 from optax.assignment import hungarian_algorithm
 
 from mlfsic_jax.core.functional import unit
+from mlfsic_jax.core.options import positive, require
 from mlfsic_jax.core.word_ridge import principal_directions
-from mlfsic_jax.methods._training import adam, adam_in_chunks, map_locals
+from mlfsic_jax.methods._training import adam, adam_in_chunks, map_regions
+from mlfsic_jax.methods.base import FIXED, Method
 from mlfsic_jax.methods.classifier import EPOCHS
 
-if TYPE_CHECKING:
-    from mlfsic_jax.data.features import View
-
-WIDTH = 128  # of the LSTM and of the attention; the authors' code has 512
-EMBEDDING = 64  # of self-learned label vectors; the authors' code has 256
 MAX_LABELS = 5  # steps before the last "end"; of an image with more labels, those that fit best are asked for
 _CHUNK = 50  # steps in one program
 _FORBIDDEN = 1e3  # more than all steps together may cost
+
+
+@dataclasses.dataclass(frozen=True)
+class PLA(Method):
+    """Trains the decoder on base images; tunes it, and the rows of the new labels, on the support.
+
+    Attributes:
+      words: whether label vectors start from word vectors; else at random ("self-learned").
+      n_components: of the local features, ours.
+      width: of the LSTM and of the attention; the authors' code has 512.
+      embedding: width of self-learned label vectors; the authors' code has 256.
+      steps: of Adam in training, ours.
+      batch_size: images in a step, as in the authors' code.
+      training_learning_rate: of Adam in training, ours.
+      max_images: of a larger split a random part is used (ours): their projected features are held in memory.
+      epochs: steps of Adam on the whole support.
+      learning_rate: of Adam on the support; ours, chosen on validation labels.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("pla",)
+    base: ClassVar[str] = "labels"
+    on_request: ClassVar[bool] = True
+
+    words: bool = dataclasses.field(default=False, metadata=FIXED)
+    n_components: int = 128
+    width: int = 128
+    embedding: int = 64
+    steps: int = 500
+    batch_size: int = 32
+    training_learning_rate: float = 1e-3
+    max_images: int = 8192
+    epochs: int = EPOCHS
+    learning_rate: float = 1e-2
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "words"]
+        require(self, **positive(self, *fields))
+
+    @property
+    def stores(self):
+        return ("pla_words" if self.words else "pla",)
+
+    @property
+    def needs_words(self):
+        return self.words
+
+    def train(self, key, base):
+        init_key, rows_key, step_key = jax.random.split(key, 3)
+        rows = np.sort(np.asarray(jax.random.permutation(rows_key, len(base.labels)))[: self.max_images])
+        mean, components = _directions(base, rows, self.n_components)
+        # Half precision: the projected features of all these images are held in memory.
+        z = jnp.asarray(map_regions(base, rows, lambda regions: ((regions - mean) @ components).astype(np.float16)))
+        y = jnp.asarray(base.labels[rows], jnp.float32)
+        model = Decoder(self.width)
+        words = base.word_vectors if self.words else None
+        params, labels = _init(init_key, model, z, y.shape[1], words, self.embedding)
+
+        @jax.jit
+        def draw(chunk):
+            return jax.random.randint(jax.random.fold_in(step_key, chunk), (_CHUNK, self.batch_size), 0, len(z))
+
+        def batch_loss(tuned, data, batch):
+            z, y = data
+            return _batch_loss(model, tuned, z[batch].astype(jnp.float32), y[batch])
+
+        params, labels = adam_in_chunks(
+            *(batch_loss, (params, labels), (z, y), draw),
+            steps=self.steps,
+            chunk=_CHUNK,
+            learning_rate=self.training_learning_rate,
+            description="PLA with word vectors" if self.words else "PLA",
+        )
+        arrays = {"mean": jnp.asarray(mean), "components": jnp.asarray(components)}
+        return arrays | {"params": params, "labels": labels._asdict()}
+
+    def embed(self, trained, features):
+        return {"regions": (features - trained["mean"]) @ trained["components"]}
+
+    def embed_key(self, trained):
+        return PLA.embed, id(trained["components"])
+
+    def fit(self, trained, images, labels, words):
+        y = labels.astype(jnp.float32)
+        rows = new_labels(Labels(**trained["labels"]), y.shape[1], words if self.words else None)
+
+        def loss(tuned, _):
+            return _batch_loss(Decoder(self.width), tuned, images["regions"], y)
+
+        start = (trained["params"], rows)
+        return adam(loss, start, jnp.arange(self.epochs), learning_rate=self.learning_rate)[0]
+
+    def score(self, trained, state, images):
+        params, rows = state
+        decode = jax.vmap(lambda z: Decoder(self.width).apply({"params": params}, z, rows))
+        return jnp.exp(decode(images["regions"]).max(axis=1)[:, :-1])  # the highest probability over the steps
 
 
 class Labels(NamedTuple):
@@ -45,22 +139,6 @@ class Labels(NamedTuple):
     bias: jax.Array
 
 
-class Trained(NamedTuple):
-    """What is learned on base labels.
-
-    Attributes:
-      mean: float [n], mean local feature of the base images.
-      components: float [n, d], principal directions, scaled to entries of order one.
-      params: of ``Decoder``.
-      labels: of the base labels.
-    """
-
-    mean: jax.Array
-    components: jax.Array
-    params: Any
-    labels: Labels
-
-
 class Decoder(nn.Module):
     """The LSTM with additive attention over the local features, on one image.
 
@@ -68,7 +146,7 @@ class Decoder(nn.Module):
       width: h, of the LSTM and the attention.
     """
 
-    width: int = WIDTH
+    width: int
 
     @nn.compact
     def __call__(self, regions, labels: Labels):
@@ -144,131 +222,32 @@ def _batch_loss(model, tuned, regions, labels):
     return jax.vmap(loss)(log_probabilities, labels).mean()
 
 
-def train(
-    key,
-    base: View,
-    *,
-    n_shot: int,
-    n_query: int,
-    words: bool = False,
-    n_components: int = 128,
-    width: int = WIDTH,
-    embedding: int = EMBEDDING,
-    steps: int = 500,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    max_images: int = 8192,
-) -> Trained:
-    """Trains the decoder on base images.
-
-    Args:
-      key: fixes parameters and batches.
-      base: the base images; its inputs are local features.
-      n_shot: only for the message of progress.
-      n_query: not used.
-      words: whether label vectors start from word vectors; else at random ("self-learned").
-      n_components: d, ours.
-      width: h, ours.
-      embedding: e of self-learned label vectors, ours.
-      steps: of Adam, ours.
-      batch_size: images in a step, as in the authors' code.
-      learning_rate: of Adam, ours.
-      max_images: of a larger split a random part is used (ours): their projected features are held in memory.
-    """
-    del n_query
-    init_key, rows_key, step_key = jax.random.split(key, 3)
-    rows = np.sort(np.asarray(jax.random.permutation(rows_key, len(base.labels)))[:max_images])
-    mean, components = _directions(base, rows, n_components)
-    # Half precision: the projected features of all these images are held in memory.
-    z = jnp.asarray(map_locals(base, rows, lambda local: ((local - mean) @ components).astype(np.float16)))
-    y = jnp.asarray(base.labels[rows], jnp.float32)
-    model = Decoder(width)
-    params, labels = _init(init_key, model, z, y.shape[1], base.word_vectors if words else None, embedding)
-
-    @jax.jit
-    def draw(chunk):
-        return jax.random.randint(jax.random.fold_in(step_key, chunk), (_CHUNK, batch_size), 0, len(z))
-
-    def batch_loss(tuned, data, batch):
-        z, y = data
-        return _batch_loss(model, tuned, z[batch].astype(jnp.float32), y[batch])
-
-    tuned = adam_in_chunks(
-        *(batch_loss, (params, labels), (z, y), draw),
-        steps=steps,
-        chunk=_CHUNK,
-        learning_rate=learning_rate,
-        description=f"{'PLA with word vectors' if words else 'PLA'}, {n_shot}-shot",
-    )
-    return Trained(jnp.asarray(mean), jnp.asarray(components), *tuned)
-
-
-def new_labels(base: Labels, word_vectors, *, words: bool) -> Labels:
-    """Where labels never seen start: at the mean of the base labels, their vectors at the word vectors if ``words``.
+def new_labels(base: Labels, n_labels: int, words=None) -> Labels:
+    """Where labels never seen start: at the mean of the base labels, their vectors at word vectors where given.
 
     Args:
       base: learned on base labels.
-      word_vectors: float [C, d_w], of the new labels.
-      words: see ``train``.
+      n_labels: C.
+      words: float [C, d_w], of the new labels.
     """
 
     def mean_row(rows):
-        mean = jnp.broadcast_to(rows[:-1].mean(axis=0), (len(word_vectors), *rows.shape[1:]))
+        mean = jnp.broadcast_to(rows[:-1].mean(axis=0), (n_labels, *rows.shape[1:]))
         return jnp.concatenate([mean, rows[-1:]])
 
     labels = jax.tree.map(mean_row, base)
-    if words:
-        labels = labels._replace(vectors=jnp.concatenate([_scaled(word_vectors), base.vectors[-1:]]))
-    return labels
+    if words is None:
+        return labels
+    return labels._replace(vectors=jnp.concatenate([_scaled(words), base.vectors[-1:]]))
 
 
-def score(
-    trained: Trained,
-    key,
-    support,
-    labels,
-    query,
-    word_vectors,
-    *,
-    words: bool = False,
-    epochs: int = EPOCHS,
-    learning_rate: float = 1e-2,
-):
-    """Tunes the decoder and the rows of the new labels on the support, then decodes the queries.
-
-    Args:
-      trained: of ``train``.
-      key: not used.
-      support: float32 [S, L, n], local features.
-      labels: bool [S, C].
-      query: float32 [Q, L, n].
-      word_vectors: float32 [C, d_w].
-      words: as in ``train``.
-      epochs: steps of Adam on the whole support.
-      learning_rate: of Adam; ours, chosen on validation labels.
-
-    Returns:
-      float32 [Q, C], probabilities: the highest over the steps.
-    """
-    del key
-    s, q = ((x - trained.mean) @ trained.components for x in (support, query))
-    y = labels.astype(s.dtype)
-    model = Decoder(trained.labels.output.shape[1])
-    tuned = (trained.params, new_labels(trained.labels, word_vectors, words=words))
-    (params, rows), _ = adam(
-        lambda tuned, _: _batch_loss(model, tuned, s, y), tuned, jnp.arange(epochs), learning_rate=learning_rate
-    )
-    decoded = jax.vmap(lambda z: model.apply({"params": params}, z, rows))(q)  # [Q, T, C + 1]
-    return jnp.exp(decoded.max(axis=1)[:, :-1])
-
-
-def _directions(base: View, rows, n_components: int):
+def _directions(base, rows, n_components: int):
     """Mean local feature and scaled principal directions, of a spread of images."""
     some = rows[np.unique(np.linspace(0, len(rows) - 1, 512).astype(int))]
-    local = map_locals(base, some, lambda local: local)
-    mean = local.mean(axis=(0, 1))
-    components = principal_directions(local, mean, n_components)
-    return mean, components / np.sqrt(np.mean(((local - mean) @ components) ** 2))
+    regions = map_regions(base, some, lambda regions: regions)
+    mean = regions.mean(axis=(0, 1))
+    components = principal_directions(regions, mean, n_components)
+    return mean, components / np.sqrt(np.mean(((regions - mean) @ components) ** 2))
 
 
 def _init(key, model: Decoder, z, n_labels: int, word_vectors, embedding: int):

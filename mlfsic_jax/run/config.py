@@ -1,106 +1,204 @@
-"""All fields of a run, their defaults and what they may hold. ``configs/*.py`` start from here."""
+"""All fields of a run: their defaults and rules are those of the dataclasses here, in ``core`` and in ``methods``.
+
+``configs/*.py`` start from ``default()`` and show what matters for their dataset.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
 import ml_collections
 
 from mlfsic_jax.backbones import BACKBONES
-from mlfsic_jax.core.lcm import SCORE_SCALINGS, SELECTIONS
-from mlfsic_jax.core.prototypes import ATTENTIONS
+from mlfsic_jax.core.lcm import LCMOptions
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.core.options import OptionError, one_of, positive, require
 from mlfsic_jax.data import DATASETS
 from mlfsic_jax.data.splits import POLICIES
 from mlfsic_jax.data.words import EMBEDDINGS
+from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.system.errors import InputError
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """``config.data``: the photos and how they are split."""
+
+    name: str = "voc"
+    source: str = ""  # the dataset's official folder
+    prepared_dir: str = ""  # the prepared copy; empty: in cache_dir
+    policy: str = ""  # which images a split may use: leakfree, exclusive, COCO's laso; empty: the dataset's usual one
+    split: str = ""  # of the labels; empty: the published one; "auto": random; or a JSON file
+    image_size: int = 0  # 0: the backbone's own
+    images_per_split: tuple[int, ...] = (1200, 400, 600)  # generated data only
+    seed: int = 0  # of generated data, and of an automatic split
+
+    def __post_init__(self):
+        policies = (*POLICIES, "laso") if self.name == "coco" else POLICIES
+        require(
+            self,
+            name=one_of(self.name, DATASETS),
+            policy=(self.policy in ("", *policies), f"must be empty or one of {', '.join(policies)}"),
+            split=(not self.split or self.name != "scenes", "generated data have their own split"),
+            image_size=(self.image_size == 0 or self.image_size >= 32, "must be 0 or at least 32"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """``config.labels``: the labels' word vectors."""
+
+    embedding: str = "glove"  # see data.words.EMBEDDINGS; "dataset": generated data bring theirs
+    vectors: str = ""  # empty: the embedding's usual file in data_dir
+
+    def __post_init__(self):
+        require(self, embedding=one_of(self.embedding, (*EMBEDDINGS, "dataset")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """``config.train``: training by episodes."""
+
+    epochs: int = 200
+    warmup_epochs: int = 10
+    episodes_per_epoch: int = 10  # rounded up to whole steps
+    episodes_per_step: int = 1  # whose gradients are averaged; 0: one per device
+    n_query: int = 4
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"  # after warm-up: "cosine" to zero, or "constant"
+    gamma: float = 1.0  # weight of the query loss
+    validate_every: int = 1  # epochs between two validations, each of which writes a checkpoint
+    validation_episodes: int = 50
+
+    def __post_init__(self):
+        fields = ("epochs", "episodes_per_epoch", "n_query", "validate_every", "validation_episodes", "learning_rate")
+        require(
+            self,
+            **positive(self, *fields),
+            episodes_per_step=(self.episodes_per_step >= 0, "must be at least 0"),
+            warmup_epochs=(0 <= self.warmup_epochs < self.epochs, "must be below train.epochs"),
+            schedule=one_of(self.schedule, ("cosine", "constant")),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """``config.pretrain``: the backbone as a classifier of the train labels."""
+
+    epochs: int = 40
+    warmup_epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+
+    def __post_init__(self):
+        warmup = (0 <= self.warmup_epochs < self.epochs, "must be below pretrain.epochs")
+        require(self, **positive(self, "epochs", "batch_size", "learning_rate"), warmup_epochs=warmup)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """``config.eval``: the episodes that the results are means of."""
+
+    episodes: int = 200
+    n_query: int = 4
+    sweep_episodes: int = 200  # validation episodes on which theta is chosen
+    methods: tuple[str, ...] = ()  # see methods.METHODS; empty: all that take no minutes
+
+    def __post_init__(self):
+        known = set(METHODS).issuperset(self.methods)
+        require(
+            self,
+            episodes=(self.episodes >= 2, "must be at least 2, for an interval"),
+            sweep_episodes=(self.sweep_episodes >= 2, "must be at least 2, for an interval"),
+            **positive(self, "n_query"),
+            methods=(known, f"some of {', '.join(METHODS)}; empty for those that take no minutes"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The fields of no section."""
+
+    seed: int = 0
+    workdir: str = "runs/default"  # checkpoints, metrics.jsonl, results.json
+    cache_dir: str = "cache"  # local features or resized photos, prepared datasets, compiled programs
+    data_dir: str = "data"  # downloaded weights and word vectors
+    shots: tuple[int, ...] = (1, 5)  # K; one model is trained for each
+    backbone: str = "resnet50"  # see backbones.BACKBONES
+    backbone_weights: str = "published"  # those in data_dir; or a file; empty: random, for one that is trained
+    train_backbone: bool = False  # False: frozen, local features cached; True: trained end to end from photos
+    augment: bool = True  # of the photos, when the backbone is trained
+    compute_dtype: str = ""  # of the backbone: "float32", "bfloat16", or empty: bfloat16 on GPU and TPU
+
+    def __post_init__(self):
+        whole = len(self.shots) > 0 and all(isinstance(k, int) and k > 0 for k in self.shots)
+        once = len(set(self.shots)) == len(self.shots)
+        rule = "a frozen backbone needs weights: give their file, or set config.train_backbone=True"
+        weights = bool(self.backbone_weights) or self.train_backbone
+        published = self.backbone_weights != "published"
+        if weights and self.backbone in BACKBONES and not BACKBONES[self.backbone].files:
+            rule = f"{self.backbone} has no published weights: give a file, or leave it empty and train it"
+            weights = published
+        require(
+            self,
+            shots=(whole and once, "each number once" if whole else "whole numbers above 0"),
+            backbone=one_of(self.backbone, tuple(BACKBONES)),
+            backbone_weights=(weights, rule),
+            compute_dtype=(self.compute_dtype in ("", "float32", "bfloat16"), "must be empty, float32 or bfloat16"),
+        )
+
+
+_SECTIONS = {"data": Data, "labels": Words, "train": Training, "pretrain": Pretraining, "eval": Evaluation}
+# Fields of methods' sections that concern training, not the method.
+_ALSO = {"lcm": {"during_training": False, "training_threshold": 0.53}, "ridge": {"fit_on": ("train",)}}
+_FIT_ON = (("train",), ("train", "validation"))  # the latter for deployment: then nothing is left to choose on
+
+
 def default() -> ml_collections.ConfigDict:
-    """The paper's setting where the paper says it, else our choice, chosen on validation labels."""
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.workdir = "runs/default"  # checkpoints, metrics.jsonl, results.json
-    config.cache_dir = "cache"  # local features or resized photos, prepared datasets, compiled programs
-    config.data_dir = "data"  # downloaded weights and word vectors
-    config.shots = (1, 5)  # K; one model is trained for each
+    """The paper's setting where the paper says it, else our choice, made on validation labels."""
+    fields = _defaults(Run)
+    fields |= {name: _defaults(section) for name, section in _SECTIONS.items()}
+    model = [field.name for field in dataclasses.fields(BaseModel) if field.name not in _FIXED_IN_MODEL]
+    fields["model"] = {name: getattr(BaseModel(), name) for name in model}
+    for section, options in _method_sections():
+        fields[section] = options | _ALSO.get(section, {})
+    return ml_collections.ConfigDict(fields)
 
-    config.data = ml_collections.ConfigDict()
-    config.data.name = "voc"
-    config.data.source = ""  # the dataset's official folder
-    config.data.prepared_dir = ""  # the prepared copy; empty: in cache_dir
-    config.data.policy = ""  # which images a split may use: "leakfree", "exclusive", COCO's "laso"; empty: the usual
-    config.data.split = ""  # of the labels; empty: the published one; "auto": random; or a JSON file
-    config.data.image_size = 0  # 0: the backbone's own
-    config.data.images_per_split = (1200, 400, 600)  # generated data only
-    config.data.seed = 0  # of generated data, and of an automatic split
 
-    config.labels = ml_collections.ConfigDict()
-    config.labels.embedding = "glove"  # see label_embeddings.EMBEDDINGS; "dataset": generated data bring theirs
-    config.labels.vectors = ""  # empty: the embedding's usual file in data_dir
+_FIXED_IN_MODEL = ("backbone", "parent", "name")
 
-    config.backbone = "resnet50"  # see backbones.BACKBONES
-    config.backbone_weights = "published"  # those in data_dir; or a file; empty: random, for one that is trained
-    config.train_backbone = False  # False: frozen, local features cached; True: trained end to end from photos
-    config.augment = True  # of the photos, when the backbone is trained
-    config.compute_dtype = ""  # of the backbone: "float32", "bfloat16", or empty: bfloat16 on GPU and TPU
 
-    config.model = ml_collections.ConfigDict()
-    config.model.d_joint = 512  # d_j
-    config.model.n_heads = 8  # n_a
-    config.model.d_dynamic = 64  # d_d
-    config.model.n_dynamic = 16  # n_d
-    config.model.scale = 10.0  # lambda
-    config.model.dropout = 0.1
-    config.model.skip = True  # around the attention's MLP; the paper has none
-    config.model.anchor = False  # start at the plain prototype classifier
-    config.model.attention = "channelwise"  # the paper's; its ablations: see prototypes.ATTENTIONS
-    config.model.dynamic = True  # the dynamic convolution
-    config.model.cm_loss = True
-    config.model.query_loss_on = "query"  # images of the query loss: "query", or "both" support and query
-    config.model.query_top = 0  # k of the queries' local features that are compared; 0: the global feature
+def create_model(config: ml_collections.ConfigDict, backbone: nn.Module | None = None) -> BaseModel:
+    """The model of ``config.model``; with a backbone it takes photos, without one local features."""
+    return BaseModel(**config.model, backbone=backbone)
 
-    config.lcm = ml_collections.ConfigDict()
-    config.lcm.steps = 20
-    config.lcm.step_size = 1.0
-    config.lcm.momentum = 0.95
-    config.lcm.score_scaling = "minmax"
-    config.lcm.selection = "momentum"  # the paper's; its ablations: see lcm.SELECTIONS
-    config.lcm.thresholds = (0.51, 0.52, 0.53, 0.54, 0.55, 0.57, 0.60, 0.65)  # theta is chosen among these
-    config.lcm.during_training = False
-    config.lcm.training_threshold = 0.53
 
-    config.ridge = ml_collections.ConfigDict()  # word_ridge and region_word_ridge, chosen on validation labels
-    config.ridge.beta = 0.5  # weight of the word prior
-    config.ridge.regulariser = 1.0
-    config.ridge.region_regulariser = 0.3
-    config.ridge.classifier_regulariser = 300.0
-    config.ridge.word_regulariser = 0.1
-    config.ridge.n_components = 320  # directions in which regions are compared
-    config.ridge.variants = False  # also evaluate ways of joining it with the trained model
-    config.ridge.variants_threshold = 0.53  # theta of their LCM
-    config.ridge.fit_on = ("train",)  # with "validation" too, for deployment: then nothing is left to choose on
+def create_methods(config: ml_collections.ConfigDict, n_shot: int, names: tuple[str, ...] = ()) -> dict[str, Method]:
+    """Methods with the options of the config, in the order of ``METHODS``.
 
-    config.train = ml_collections.ConfigDict()
-    config.train.epochs = 200
-    config.train.warmup_epochs = 10
-    config.train.episodes_per_epoch = 10  # rounded up to whole steps
-    config.train.episodes_per_step = 1  # whose gradients are averaged; 0: one per device
-    config.train.n_query = 4
-    config.train.learning_rate = 1e-4
-    config.train.schedule = "cosine"  # after warm-up: "cosine" to zero, or "constant"
-    config.train.gamma = 1.0  # weight of the query loss
-    config.train.validate_every = 1  # epochs between two validations, each of which writes a checkpoint
-    config.train.validation_episodes = 50
+    Args:
+      config: the fields of a run.
+      n_shot: K, for methods that are trained by episodes.
+      names: some of ``METHODS``; by default ``config.eval.methods``.
+    """
+    wanted = names or tuple(config.eval.methods) or [name for name, m in METHODS.items() if not m.on_request]
+    known = {"model": create_model(config), "n_shot": n_shot, "n_query": config.train.n_query}
+    methods = {}
+    for name in (name for name in METHODS if name in wanted):
+        fields = {field.name for field in dataclasses.fields(METHODS[name])}
+        options = {field: known[field] for field in fields & known.keys()}
+        for section in METHODS[name].sections:
+            options |= {field: _plain(value) for field, value in config[section].items() if field in fields}
+        methods[name] = dataclasses.replace(METHODS[name], **options)
+    return methods
 
-    config.pretrain = ml_collections.ConfigDict()  # of the backbone, as a classifier of the train labels
-    config.pretrain.epochs = 40
-    config.pretrain.warmup_epochs = 1
-    config.pretrain.batch_size = 64
-    config.pretrain.learning_rate = 1e-4
 
-    config.eval = ml_collections.ConfigDict()
-    config.eval.episodes = 200
-    config.eval.n_query = 4
-    config.eval.sweep_episodes = 200  # validation episodes on which theta is chosen
-    return config
+def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
+    """How LCM runs during training."""
+    return LCMOptions(**{field.name: config.lcm[field.name] for field in dataclasses.fields(LCMOptions)})
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -109,71 +207,50 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: with all mistakes, one a line.
     """
-    mistakes = []
+    mistakes: dict[str, str] = {}
 
-    def need(ok: bool, field: str, rule: str) -> None:
-        if not ok:
-            value = config
-            for part in field.split("."):
-                value = value[part]
-            mistakes.append(f"config.{field} = {value!r}: {rule}")
+    def check(prefixes: tuple[str, ...], make: Callable[[], Any]) -> None:
+        try:
+            make()
+        except OptionError as error:
+            for field, rule in error.mistakes.items():
+                section = next((s for s in prefixes if field in (config[s] if s else config)), prefixes[0])
+                where, value = (section, config[section][field]) if section else ("", config[field])
+                mistakes[".".join(filter(None, (where, field)))] = f"{_plain(value)!r}: {rule}"
 
-    shots = config.shots
-    need(len(shots) > 0 and all(isinstance(k, int) and k > 0 for k in shots), "shots", "whole numbers above 0")
-    need(len(set(shots)) == len(shots), "shots", "each number once")
-    need(config.data.name in DATASETS, "data.name", f"must be one of {', '.join(DATASETS)}")
-    policies = (*POLICIES, "laso") if config.data.name == "coco" else POLICIES
-    need(config.data.policy in ("", *policies), "data.policy", f"must be empty or one of {', '.join(policies)}")
-    need(not config.data.split or config.data.name != "scenes", "data.split", "generated data have their own split")
-    need(config.data.image_size == 0 or config.data.image_size >= 32, "data.image_size", "must be 0 or at least 32")
-    embeddings = (*EMBEDDINGS, "dataset")
-    need(config.labels.embedding in embeddings, "labels.embedding", f"must be one of {', '.join(embeddings)}")
-    need(config.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
-    dtypes = ("", "float32", "bfloat16")
-    need(config.compute_dtype in dtypes, "compute_dtype", "must be empty, float32 or bfloat16")
-    need(config.model.d_joint % config.model.n_heads == 0, "model.d_joint", "must be a multiple of model.n_heads")
-    need(config.model.skip or not config.model.anchor, "model.skip", "must be True where model.anchor is")
-    need(config.model.attention in ATTENTIONS, "model.attention", f"must be one of {', '.join(ATTENTIONS)}")
-    rule = "must be channelwise or global where model.anchor is True"
-    need(config.model.attention in ("channelwise", "global") or not config.model.anchor, "model.attention", rule)
-    rule = "must be True where model.attention is none: there is nothing else to make prototypes of"
-    need(config.model.dynamic or config.model.attention != "none", "model.dynamic", rule)
-    need(config.model.query_loss_on in ("query", "both"), "model.query_loss_on", "must be query or both")
-    need(config.model.query_top >= 0, "model.query_top", "must be at least 0")
-    rule = "must be above 0 where model.cm_loss is False: nothing would be trained"
-    need(config.model.cm_loss or config.train.gamma > 0, "train.gamma", rule)
-    for field in ("d_joint", "n_heads", "d_dynamic", "n_dynamic"):
-        need(config.model[field] > 0, f"model.{field}", "must be positive")
-    need(config.model.scale > 0, "model.scale", "must be positive")
-    need(0 <= config.model.dropout < 1, "model.dropout", "must be in [0, 1)")
-    need(config.lcm.steps >= 1, "lcm.steps", "must be at least 1")
-    need(0 <= config.lcm.momentum <= 1, "lcm.momentum", "must be in [0, 1]")
-    need(config.lcm.score_scaling in SCORE_SCALINGS, "lcm.score_scaling", f"must be one of {', '.join(SCORE_SCALINGS)}")
-    need(config.lcm.selection in SELECTIONS, "lcm.selection", f"must be one of {', '.join(SELECTIONS)}")
-    thresholds = config.lcm.thresholds
-    need(len(thresholds) > 0 and all(0 < t < 1 for t in thresholds), "lcm.thresholds", "numbers between 0 and 1")
-    for field in ("regulariser", "region_regulariser", "classifier_regulariser", "word_regulariser", "n_components"):
-        need(config.ridge[field] > 0, f"ridge.{field}", "must be positive")
-    fit_on = tuple(config.ridge.fit_on)
-    need(fit_on in (("train",), ("train", "validation")), "ridge.fit_on", "('train',) or ('train', 'validation')")
-    for field in ("epochs", "episodes_per_epoch", "n_query", "validate_every", "validation_episodes"):
-        need(config.train[field] >= 1, f"train.{field}", "must be at least 1")
-    need(config.train.episodes_per_step >= 0, "train.episodes_per_step", "must be at least 0")
-    need(0 <= config.train.warmup_epochs < config.train.epochs, "train.warmup_epochs", "must be below train.epochs")
-    need(config.train.learning_rate > 0, "train.learning_rate", "must be positive")
-    need(config.train.schedule in ("cosine", "constant"), "train.schedule", "must be cosine or constant")
-    for field in ("epochs", "batch_size"):
-        need(config.pretrain[field] >= 1, f"pretrain.{field}", "must be at least 1")
-    need(config.pretrain.learning_rate > 0, "pretrain.learning_rate", "must be positive")
-    rule = "must be below pretrain.epochs"
-    need(0 <= config.pretrain.warmup_epochs < config.pretrain.epochs, "pretrain.warmup_epochs", rule)
-    for field in ("episodes", "sweep_episodes"):
-        need(config.eval[field] >= 2, f"eval.{field}", "must be at least 2, for an interval")
-    need(config.eval.n_query >= 1, "eval.n_query", "must be at least 1")
-    rule = "a frozen backbone needs weights: give their file, or set config.train_backbone=True"
-    need(bool(config.backbone_weights) or config.train_backbone, "backbone_weights", rule)
-    if config.backbone in BACKBONES and not BACKBONES[config.backbone].files:
-        rule = f"{config.backbone} has no published weights: give a file, or leave it empty and train it"
-        need(config.backbone_weights != "published", "backbone_weights", rule)
+    check(("",), lambda: Run(**{field.name: config[field.name] for field in dataclasses.fields(Run)}))
+    for name, section in _SECTIONS.items():
+        check((name,), lambda section=section, name=name: section(**_plain(config[name].to_dict())))
+    check(("model",), lambda: create_model(config))
+    if not any(field.startswith("model.") for field in mistakes):
+        for name, method in METHODS.items():
+            check(method.sections or ("",), lambda name=name: create_methods(config, 1, (name,)))
+    if not config.model.cm_loss and config.train.gamma <= 0:
+        rule = "must be above 0 where model.cm_loss is False: nothing would be trained"
+        mistakes["train.gamma"] = f"{config.train.gamma!r}: {rule}"
+    if tuple(config.ridge.fit_on) not in _FIT_ON:
+        mistakes["ridge.fit_on"] = f"{config.ridge.fit_on!r}: ('train',) or ('train', 'validation')"
     if mistakes:
-        raise InputError("\n".join(mistakes))
+        raise InputError("\n".join(f"config.{field} = {what}" for field, what in mistakes.items()))
+
+
+def _method_sections() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections of the methods: name, and fields with their defaults."""
+    seen = set()
+    for method in METHODS.values():
+        if len(method.sections) == 1 and method.sections[0] not in seen:
+            seen.add(method.sections[0])
+            yield method.sections[0], _defaults(method)
+
+
+def _defaults(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass that a config may set, with their values; of a class, their defaults."""
+    fields = [field for field in dataclasses.fields(options) if not field.metadata.get("fixed")]
+    return {field.name: getattr(options, field.name, field.default) for field in fields}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples in the place of lists, so that options can be hashed."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -19,6 +19,7 @@ from mlfsic_jax.data.features import Cache, View, open_or_build, usable_splits
 from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.data.transforms import augment, normalise
 from mlfsic_jax.data.words import default_path, how_to_get, load_word_vectors
+from mlfsic_jax.run.config import create_model
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 
@@ -86,28 +87,11 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
         words = dataset.word_vectors
     else:
         words = load_word_vectors(vectors_path(config), dataset.label_names, dataset.display_names)
-
-    photo_backbone, weights, weights_hash = load_backbone(config, parallel.EPISODE_AXES)
-    size = image_size(config)
+    backbone, weights, weights_hash = load_backbone(config, parallel.EPISODE_AXES)
     if config.train_backbone:
         cache = photo_cache(config, dataset)
     else:
-        forward = jax.jit(lambda photos: photo_backbone.apply(weights, photos))
-        photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-        row_shape = jax.eval_shape(forward, photo).shape[1:]
-        normalisation = {"mean": list(photo_backbone.mean), "std": list(photo_backbone.std)}
-        made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
-        if photo_backbone.dtype != "float32":
-            made_from["computed_in"] = photo_backbone.dtype
-        cache = open_or_build(
-            dataset,
-            cache_dir=config.cache_dir,
-            image_size=size,
-            row_shape=row_shape,
-            dtype="float16",
-            made_from=made_from,
-            compute=lambda photos: forward(parallel.shard_here(photos)),
-        )
+        cache = feature_cache(config, dataset, backbone, weights, weights_hash)
 
     def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> View:
         return View(
@@ -122,7 +106,7 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
     splits = {name: view(split.images, split.labels, split.support) for name, split in usable.items()}
     fit_on = [usable[name] for name in config.ridge.fit_on]
     base = view(*(np.concatenate(parts) for parts in ([s.images for s in fit_on], [s.labels for s in fit_on])))
-    model = BaseModel(**config.model, backbone=photo_backbone if config.train_backbone else None)
+    model = create_model(config, backbone if config.train_backbone else None)
     identity = {
         "dataset": dataset.fingerprint,
         "splits": digest([(name, s.labels.tolist(), s.images.tolist()) for name, s in sorted(dataset.splits.items())]),
@@ -130,6 +114,62 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
         "word_vectors": digest([np.ascontiguousarray(words).tobytes()]),
     }
     return Inputs(model, splits, base, weights if config.train_backbone else None, identity)
+
+
+def feature_views(run: Inputs, variables: dict | None = None) -> dict[str, View]:
+    """The splits "train", "validation", "novel" and "base" with local features for inputs: float [B, h, w, n].
+
+    Args:
+      run: see ``load``.
+      variables: of the trained model, whose backbone computes the features; not needed where the backbone is frozen.
+    """
+    views = run.splits | {"base": run.base}
+    if run.model.backbone is None:
+        return views
+    own = backbone_variables(variables)
+
+    def features(view: View) -> View:
+        def inputs(rows):
+            return np.asarray(backbone_features(run.model.backbone, own, view.inputs(rows)))
+
+        return view._replace(inputs=inputs)
+
+    return {name: features(view) for name, view in views.items()}
+
+
+def backbone_variables(variables: dict) -> dict:
+    """The part of a model's variables that is its backbone's."""
+    return {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def backbone_features(backbone: PhotoBackbone, variables, photos):
+    """Photos uint8 [B, H, W, 3] -> local features float32 [B, h, w, n]."""
+    return backbone.apply(variables, photos)
+
+
+def feature_cache(
+    config: ml_collections.ConfigDict, dataset: data.ImageDataset, backbone: PhotoBackbone, weights, weights_hash: str
+) -> Cache:
+    """The dataset's local features by a frozen backbone."""
+    size = image_size(config)
+    photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    made_from = {
+        "backbone": config.backbone,
+        "weights": weights_hash,
+        "normalisation": {"mean": list(backbone.mean), "std": list(backbone.std)},
+    }
+    if backbone.dtype != "float32":
+        made_from["computed_in"] = backbone.dtype
+    return open_or_build(
+        dataset,
+        cache_dir=config.cache_dir,
+        image_size=size,
+        row_shape=jax.eval_shape(backbone.apply, weights, photo).shape[1:],
+        dtype="float16",
+        made_from=made_from,
+        compute=lambda photos: backbone_features(backbone, weights, parallel.shard_here(photos)),
+    )
 
 
 def photo_cache(config: ml_collections.ConfigDict, dataset: data.ImageDataset) -> Cache:
@@ -191,7 +231,7 @@ def load_backbone(
     Batch norm averages over the mapped axes ``axis_name`` in training.
     """
     spec = backbones.BACKBONES[config.backbone]
-    network, dtype = backbones.create(config.backbone, axis_name), compute_dtype(config)
+    network, dtype = backbones.create_backbone(config.backbone, axis_name), compute_dtype(config)
     photo_backbone = PhotoBackbone(network, spec.mean, spec.std, config.augment, dtype)
     path = weights_path(config)
     if not path:
@@ -208,8 +248,8 @@ def _report_missing(config: ml_collections.ConfigDict, data_config: ml_collectio
         missing.append(f"config.labels.vectors = {vectors_path(config)!r}: no such file; {how}")
     for path in filter(None, weights_path(config).split(",")):
         if not Path(path).is_file():
-            source = backbones.BACKBONES[config.backbone].pretrained
-            missing.append(f"config.backbone_weights = {path!r}: no such file; get it from {source}")
+            how = backbones.how_to_get(config.backbone, config.data_dir)
+            missing.append(f"config.backbone_weights = {path!r}: no such file; {how}")
     if not data.is_available(data_config):
         layout = data.layout(config.data.name)
         missing.append(f"config.data.source = {config.data.source!r}: no such folder; {layout}")

@@ -1,10 +1,7 @@
-"""Trains the backbone as a classifier of the train labels: python -m mlfsic_jax.pretrain --config=FILE.
+"""The backbone as a classifier of the train labels, before training by episodes.
 
 A linear layer on the global features, binary cross-entropy on every train label: the classifier that the paper's
-authors published as their baseline. What it leaves, ``<workdir>/pretrain/backbone.safetensors``, is where the episodic
-stage starts:
-
-python -m mlfsic_jax.main --config=FILE --config.backbone_weights=<workdir>/pretrain/backbone.safetensors
+authors published as their baseline.
 """
 
 from __future__ import annotations
@@ -13,24 +10,23 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
 from mlfsic_jax.backbones.weights import save_weights
 from mlfsic_jax.core.functional import binary_cross_entropy
-from mlfsic_jax.data.features import usable_splits
-from mlfsic_jax.run import evaluate, inputs
+from mlfsic_jax.data.dataset import ImageDataset
+from mlfsic_jax.data.features import Cache, usable_splits
+from mlfsic_jax.run import evaluate, inputs, loop
 from mlfsic_jax.run.checkpoint import Checkpoints
 from mlfsic_jax.run.config import validate
-from mlfsic_jax.run.train import TrainState, claim, create_optimizer, open_workdir, run_epochs
+from mlfsic_jax.run.step import TrainState, create_optimizer, initial_state
+from mlfsic_jax.run.workdir import claim, open_workdir
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.flags import run_config
 
 _HELD_OUT = 10  # every tenth training image chooses the epoch
-_INIT, _HOLD_OUT, _ORDER, _NOISE = range(4)
 
 
 class Classifier(nn.Module):
@@ -87,7 +83,7 @@ def _step(model, optimizer, state: TrainState, key, photos, labels):
 
 
 def _probabilities(model: Classifier, variables, photos):
-    return (jax.nn.sigmoid(model.apply(variables, photos)),)
+    return jax.nn.sigmoid(model.apply(variables, photos))
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -112,81 +108,71 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         return _pretrain(config, workdir)
 
 
-def _pretrain(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-    dataset = inputs.load_dataset(config)
-    photo_backbone, weights, weights_hash = inputs.load_backbone(config, parallel.AXIS)
-    cache = inputs.photo_cache(config, dataset)
-    columns, images, _ = usable_splits(dataset, cache)["train"]
-    labels = dataset.labels[np.ix_(images, columns)]
-    settings = {"dataset": dataset.fingerprint, "weights": weights_hash, "pretrain": config.pretrain.to_dict()}
-    claim(workdir, config, settings | {"images": len(images)})
+class Pretraining(loop.Stage):
+    """Epochs of batches over nine tenths of the training images; the last tenth chooses the epoch."""
 
-    keys = jax.random.split(jax.random.key(config.seed), 4)
-    order = np.asarray(jax.random.permutation(keys[_HOLD_OUT], len(images)))
-    held_out, seen = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
-    n_devices = jax.device_count()
-    batch_size = min(config.pretrain.batch_size, len(seen)) // n_devices * n_devices
-    if not batch_size or not len(held_out) or not labels[held_out].any():
-        raise InputError(f"the train split has {len(images)} photos: too few to hold a tenth of them out")
-    per_epoch, epochs = len(seen) // batch_size, config.pretrain.epochs
-    steps = (config.pretrain.warmup_epochs * per_epoch, epochs * per_epoch)
-    optimizer, _ = create_optimizer(config.pretrain.learning_rate, *steps, "cosine")
+    name, labels = "backbone", {"stage": "pretrain"}
 
-    model = Classifier(photo_backbone, len(columns))
-    variables = jax.jit(model.init)(keys[_INIT], cache.read(images[:1]))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    if weights is not None:
-        params = params | {"backbone": weights["params"]}
-        batch_stats = {"backbone": weights["batch_stats"]} if "batch_stats" in weights else {}
-    state = parallel.replicate(
-        TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
-    )
-    noise_key = parallel.replicate(keys[_NOISE])
+    def __init__(self, config: ml_collections.ConfigDict, dataset: ImageDataset, cache: Cache, backbone: nn.Module):
+        self._dataset, self._cache = dataset, cache
+        columns, self.images, _ = usable_splits(dataset, cache)["train"]
+        self._truth = dataset.labels[np.ix_(self.images, columns)]
+        self._init, hold_out, self._order, noise = jax.random.split(jax.random.key(config.seed), 4)
+        order = np.asarray(jax.random.permutation(hold_out, len(self.images)))
+        n_held_out = len(order) // _HELD_OUT
+        self._held_out, self._seen = order[:n_held_out], order[n_held_out:]
+        n_devices, options = jax.device_count(), config.pretrain
+        self._batch_size = min(options.batch_size, len(self._seen)) // n_devices * n_devices
+        if not self._batch_size or not n_held_out or not self._truth[self._held_out].any():
+            raise InputError(f"the train split has {len(self.images)} photos: too few to hold a tenth of them out")
+        self.per_epoch, self.epochs = len(self._seen) // self._batch_size, options.epochs
+        steps = (options.warmup_epochs * self.per_epoch, self.epochs * self.per_epoch)
+        self._optimizer, _ = create_optimizer(options.learning_rate, *steps, "cosine")
+        self._model = Classifier(backbone, len(columns))
+        self._noise_key = parallel.replicate(noise)
 
-    def read(rows):
-        return (cache.read(images[rows]),)
+    def initial_state(self, weights: dict | None) -> TrainState:
+        """Fresh parameters on every device, those of the backbone from weights where given."""
+        variables = jax.jit(self._model.init)(self._init, *self._read(np.zeros(1, int)))
+        return parallel.replicate(initial_state(variables, self._optimizer, weights))
 
-    def order_of(epoch: int) -> np.ndarray:
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(keys[_ORDER], epoch), seen))
-        return order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray]:
+        return (self._cache.read(self.images[rows]),)
 
-    def batches(epoch: int, first: int):
-        mine = order_of(epoch)[first:, parallel.share(batch_size)]
-        return parallel.prefetch(lambda rows: (*read(rows), labels[rows]), mine)
+    def _order_of(self, epoch: int) -> np.ndarray:
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(self._order, epoch), self._seen))
+        return order[: self.per_epoch * self._batch_size].reshape(self.per_epoch, self._batch_size)
 
-    def photos_of(epoch: int, number: int) -> str:
-        return "its photos: " + ", ".join(str(dataset.image_names[i]) for i in images[order_of(epoch)[number]])
+    def batches(self, epoch: int, first: int):
+        mine = self._order_of(epoch)[first:, parallel.share(self._batch_size)]
+        return parallel.prefetch(lambda rows: (*self._read(rows), self._truth[rows]), mine)
 
-    def on_held_out(state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
-        (scores,) = evaluate.map_batches(_probabilities, model, held_out, read, state.variables())
-        held_out_ap = evaluate.macro_ap(scores[None], labels[held_out][None])
+    def step(self, state: TrainState, batch):
+        return pretrain_step(state, self._noise_key, *batch, model=self._model, optimizer=self._optimizer)
+
+    def validate(self, state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
+        scores = evaluate.map_batches(_probabilities, self._model, self._held_out, self._read, state.variables())
+        held_out_ap = evaluate.macro_ap(scores[None], self._truth[self._held_out][None])
         return {"loss": float(losses.mean()), "held_out_macro_ap": held_out_ap}
 
-    best, state = run_epochs(
-        state,
-        Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap"),
-        workdir / "metrics.jsonl",
-        name="backbone",
-        labels={"stage": "pretrain"},
-        epochs=epochs,
-        per_epoch=per_epoch,
-        validate_every=1,
-        batches=batches,
-        step=lambda state, batch: pretrain_step(state, noise_key, *batch, model=model, optimizer=optimizer),
-        validate=on_held_out,
-        drawn_with=photos_of,
-    )
-    variables = state.variables()
+    def drawn_with(self, epoch: int, number: int) -> str:
+        rows = self.images[self._order_of(epoch)[number]]
+        return "its photos: " + ", ".join(str(self._dataset.image_names[i]) for i in rows)
+
+
+def _pretrain(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    dataset = inputs.load_dataset(config)
+    backbone, weights, weights_hash = inputs.load_backbone(config, parallel.AXIS)
+    stage = Pretraining(config, dataset, inputs.photo_cache(config, dataset), backbone)
+    settings = {"dataset": dataset.fingerprint, "weights": weights_hash, "pretrain": config.pretrain.to_dict()}
+    claim(workdir, config, settings | {"images": len(stage.images)})
+    checkpoints = Checkpoints(workdir / "checkpoints", metric="held_out_macro_ap")
+    best, state = loop.run(stage, stage.initial_state(weights), checkpoints, workdir / "metrics.jsonl")
     path = workdir / "backbone.safetensors"
-    network = {collection: tree["backbone"]["network"] for collection, tree in variables.items() if tree}
+    network = {collection: tree["backbone"]["network"] for collection, tree in state.variables().items() if tree}
     if parallel.is_first():
-        save_weights(path, network, photo_backbone.network)
+        save_weights(path, network, backbone.network)
     best_ap = best["held_out_macro_ap"]
     print(f"best at epoch {best['epoch']}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
     print(f"written to {path}; train on from it with --config.backbone_weights={path}")
     return path
-
-
-def main(_: list[str]) -> None:
-    """Trains the classifier."""
-    run_config(lambda config: pretrain(config, config.workdir))

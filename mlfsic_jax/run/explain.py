@@ -1,0 +1,77 @@
+"""Which regions of the support photos decided: for own photos and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+THRESHOLD = 0.5  # a label is predicted where its probability is higher
+_MAX_LABELS = 4
+_MAX_PAIRS = {1: 3, 2: 2}  # per label, by the number of labels to explain; 1 for more labels
+
+
+class Match(NamedTuple):
+    """A region of a query that met a region of a support photo.
+
+    Attributes:
+      label: whose score the pair raises.
+      support: index of the support photo.
+      query_cell: (row, column) on the query's grid.
+      support_cell: (row, column) on the support photo's grid.
+      contribution: what the pair adds to the label's score.
+    """
+
+    label: str
+    support: int
+    query_cell: tuple[int, int]
+    support_cell: tuple[int, int]
+    contribution: float
+
+
+def strongest_matches(
+    pairs: np.ndarray,
+    dual: np.ndarray,
+    probability: np.ndarray,
+    label_names: Sequence[str],
+    width: int,
+    *,
+    threshold: float | np.ndarray = THRESHOLD,
+    max_supports: int = 2,
+) -> list[Match]:
+    """The pairs of regions that add most to the scores of a query's predicted labels, or of its likeliest one.
+
+    Args:
+      pairs: float [S, L, L], one query of ``Method.explain``.
+      dual: float [S, C], of ``Method.explain``.
+      probability: float [C], what was predicted for the query.
+      label_names: C names.
+      width: positions in a row of the grid, which has L in all.
+      threshold: float or [C]; a label is predicted where its probability is higher.
+      max_supports: how many support photos the matches may lie in.
+
+    Returns:
+      Matches, the likeliest label first. Within a label no region occurs twice, neither of the query nor of a support
+      photo.
+    """
+    order = np.argsort(-probability, kind="stable")
+    predicted = probability > threshold
+    explained = [c for c in order if predicted[c]][:_MAX_LABELS] or [order[0]]
+    per_label = _MAX_PAIRS.get(len(explained), 1)
+    matches: list[Match] = []
+    supports: set[int] = set()
+    for c in explained:
+        contributions = pairs * dual[:, c, None, None]  # [S, L, L]
+        used: set = set()
+        for flat in np.argsort(-contributions, axis=None, kind="stable"):
+            s, here, there = (int(i) for i in np.unravel_index(flat, contributions.shape))
+            if len(used) == 2 * per_label or contributions[s, here, there] <= 0:
+                break
+            if here in used or (s, there) in used or (len(supports) == max_supports and s not in supports):
+                continue
+            used |= {here, (s, there)}
+            supports.add(s)
+            cells = divmod(here, width), divmod(there, width)
+            matches.append(Match(label_names[c], s, *cells, float(contributions[s, here, there])))
+    return matches

@@ -1,0 +1,89 @@
+"""A user's own photos: found in folders, read in batches."""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mlfsic_jax.data.transforms import decode_photo, resize
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.untrusted import expand
+
+_BATCH = 8  # photos that go through the backbone together: one program for any number of them
+_READERS = 4
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+
+
+def is_many(photos: Any) -> bool:
+    """Whether these are several photos, not a path, an image or an array [H, W, 3]."""
+    single = isinstance(photos, (str, os.PathLike, Image.Image)) or (isinstance(photos, np.ndarray) and photos.ndim < 4)
+    return not single
+
+
+def read_batches(photos: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, list[InputError | None]]]:
+    """Prefetched photos: uint8 [_BATCH, size, size, 3], the last filled up, with None or an error for each photo."""
+    read = prefetch(lambda numbered: _read(size, *numbered), enumerate(photos, 1), readers=_READERS, ahead=2 * _BATCH)
+    while batch := list(itertools.islice(read, _BATCH)):
+        pixels = np.zeros((_BATCH, size, size, 3), np.uint8)
+        for i, photo in enumerate(batch):
+            if not isinstance(photo, InputError):
+                pixels[i] = photo
+        yield pixels, [photo if isinstance(photo, InputError) else None for photo in batch]
+
+
+def _read(size: int, number: int, photo: Any) -> np.ndarray | InputError:
+    try:
+        return resize(_pixels(photo, number), size)
+    except InputError as error:
+        return error
+
+
+def _pixels(photo: Any, number: int) -> np.ndarray:
+    """uint8 [H, W, 3] of a path, an image or an array."""
+    if isinstance(photo, (str, os.PathLike)):
+        return decode_photo(photo, str(photo))
+    name = f"number {number}"
+    try:
+        image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo))
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in (*_PNG_MODES, "F"):
+            image = image.convert("RGB")
+        with io.BytesIO() as file:  # transparency, 16 bits and the like are treated as in a file
+            image.save(file, "png", compress_level=0)
+            return decode_photo(file.getvalue(), name)
+    except InputError:
+        raise
+    except Exception as error:  # an image that Pillow has not decoded yet fails as files do
+        what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
+        raise InputError(f"photo {name} is {what}: give a path, an image or an array uint8 [H, W, 3]") from error
+
+
+def find_photos(patterns: Sequence[str]) -> list[Path]:
+    """The photos that ``--images`` names: folders with all photos in them, files, and patterns such as ``a/*.jpg``.
+
+    Raises:
+      InputError: one of them is not there, or a folder holds no photo.
+    """
+    endings = Image.registered_extensions()
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = expand(pattern)
+        if path.is_dir():
+            photos = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in endings and p.is_file()]
+            photos = [p for p in photos if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        else:
+            photos = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        if not photos:
+            why = "holds no photos" if path.is_dir() else "is no file, no folder and no pattern of files"
+            raise InputError(f"--images={pattern} {why}")
+        found |= dict.fromkeys(photos)
+    return list(found)

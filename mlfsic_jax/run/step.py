@@ -1,0 +1,153 @@
+"""One training step on episodes (paper section 4.4), mapped over the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mlfsic_jax.core.lcm import LCMOptions
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.features import View
+from mlfsic_jax.methods.episodic import init
+from mlfsic_jax.system import parallel
+
+
+class TrainState(NamedTuple):
+    """The content of a checkpoint."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    def variables(self) -> dict:
+        """The argument of ``model.apply``."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """The episodes of one training step, see ``BaseModel.losses``; all arrays have a leading axis [E]."""
+
+    support: jax.Array
+    query: jax.Array
+    support_labels: jax.Array
+    query_labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step descends on: L_cm + gamma L_query (eq 20).
+
+    Attributes:
+      model: what is trained; batch norm averages over ``parallel.EPISODE_AXES``.
+      optimizer: see ``create_optimizer``.
+      gamma: weight of the query loss.
+      lcm: how to select regions during training too, or None.
+      threshold: theta where ``lcm`` is given.
+    """
+
+    model: BaseModel
+    optimizer: optax.GradientTransformation
+    gamma: float = 1.0
+    lcm: LCMOptions | None = None
+    threshold: float = 0.53
+
+
+def read_batch(view: View, support: np.ndarray, query: np.ndarray) -> Batch:
+    """Reads the images int [E, S] and int [E, Q] of a training step."""
+    return Batch(view.inputs(support), view.inputs(query), view.labels[support], view.labels[query])
+
+
+def create_optimizer(
+    learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``."""
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    else:
+        after = optax.constant_schedule(learning_rate)
+    rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
+    # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
+    return optax.adam(lambda count: rate(count + 1)), rate
+
+
+def create_train_state(key, model: BaseModel, view: View, optimizer, pretrained=None) -> TrainState:
+    """Fresh parameters, those of the backbone from published weights where given.
+
+    Args:
+      key: fixes the random parameters.
+      model: what to initialise.
+      view: for the shapes.
+      optimizer: its state is created too.
+      pretrained: variables of the backbone, or None.
+    """
+    variables = init(model, key, view.inputs(np.zeros(1, int)), view.word_vectors)
+    return initial_state(variables, optimizer, pretrained)
+
+
+def initial_state(variables: dict, optimizer, pretrained=None) -> TrainState:
+    """The state before the first step; ``pretrained`` takes the place of the backbone's variables."""
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if pretrained is not None:
+        params = params | {"backbone": pretrained["params"]}
+        batch_stats = {"backbone": pretrained["batch_stats"]} if "batch_stats" in pretrained else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
+
+
+def train_step(state: TrainState, key, batch: Batch, word_vectors, objective: Objective, *, shared: bool = True):
+    """One update, averaged over the episodes of the step.
+
+    Args:
+      state: is donated.
+      key: of the run's dropout and augmentation; the number of the episode in the run is folded in.
+      batch: the step's episodes; where they are shared, those of this process.
+      word_vectors: float32 [C, d_w].
+      objective: see there.
+      shared: whether the episodes are mapped over the devices, of whose number theirs must be a multiple; else every
+        device computes all of them.
+
+    Returns:
+      (the new ``TrainState``, (L_cm, L_query)), the losses averaged over all episodes.
+    """
+    if shared:
+        batch = parallel.shard(batch)
+    of_episodes = parallel.SHARDED if shared else parallel.REPLICATED
+    specs = (parallel.REPLICATED, parallel.REPLICATED, of_episodes, parallel.REPLICATED)
+    step = parallel.pmapped(_step, objective, shared, specs=specs, out_specs=parallel.REPLICATED, donate=(0,))
+    return step(state, key, batch, word_vectors)
+
+
+def _step(objective: Objective, shared: bool, state: TrainState, key, batch: Batch, word_vectors):
+    n_here = len(batch.support)
+    n_all = n_here * (jax.lax.axis_size(parallel.AXIS) if shared else 1)
+    first = state.step * n_all + (jax.lax.axis_index(parallel.AXIS) * n_here if shared else 0)
+
+    def loss_fn(params):
+        def losses(number, episode):
+            dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
+            (cm, query_loss), updates = objective.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                *episode,
+                word_vectors,
+                lcm=objective.lcm,
+                threshold=objective.threshold,
+                rngs={"dropout": dropout_key, "augment": augment_key},
+                mutable=["batch_stats"],
+                method="losses",
+            )
+            return cm, query_loss, updates.get("batch_stats", {})
+
+        results = jax.vmap(losses, axis_name=parallel.EPISODE_AXES[0])(first + jnp.arange(n_here), batch)
+        cm, query_loss, batch_stats = jax.tree.map(lambda x: x.mean(axis=0), results)
+        return cm + objective.gamma * query_loss, (cm, query_loss, batch_stats)
+
+    results = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (cm, query_loss, batch_stats) = parallel.mean(results)
+    updates, opt_state = objective.optimizer.update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)

@@ -1,0 +1,155 @@
+"""The folder of a run: its lock, what was trained there, and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+
+import mlfsic_jax
+from mlfsic_jax.data.prepared import digest
+from mlfsic_jax.run.config import default
+from mlfsic_jax.system import parallel
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import atomic, lock, write_json
+from mlfsic_jax.system.untrusted import expand, read_json
+
+
+def episodes_file(workdir: Path, n_shot: int) -> Path:
+    """The file with the metrics of every novel episode, {"method.metric": float32 [E]}; its metadata: "config"."""
+    return workdir / f"episodes_{n_shot}shot.safetensors"
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: str | Path) -> Iterator[Path]:
+    """Makes sure, before anything is computed, that results can be written and that no other run writes there.
+
+    Raises:
+      InputError: they cannot, or one does.
+    """
+    workdir = expand(workdir)
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "metrics.jsonl").touch()
+            if parallel.is_first():
+                refusal = f"another run has the workdir {workdir}: wait for its end, or choose another workdir"
+                stack.enter_context(lock(workdir / ".lock", refusal=refusal))
+        except OSError as error:
+            raise InputError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
+        yield workdir
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> None:
+    """Notes in the workdir what is trained there: ``settings``, and all that concerns photos.
+
+    Raises:
+      InputError: something else was trained there; the fields that differ are named.
+    """
+    fields = config.to_dict()
+    data_fields = {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir", "split")}
+    wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
+    wanted = json.loads(json.dumps(wanted))
+    path = workdir / "trained_with.json"
+    if parallel.is_first() and not path.exists():
+        write_json(path, wanted)
+    parallel.wait_for_all()
+    try:
+        found = dict(read_json(path))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged: choose another workdir") from None
+    for name, section in default().to_dict().items():  # fields that came later had their defaults there
+        if isinstance(section, dict) and isinstance(found.get(name), dict):
+            found[name] = {k: v for k, v in section.items() if k in wanted[name]} | found[name]
+    if found != wanted:
+        differ = ", ".join(f"{k} (there {a}, now {b})" for k, a, b in _differences(found, wanted))
+        raise InputError(f"{workdir} holds a run with other settings, {differ}: choose another workdir")
+
+
+def _differences(a, b, prefix=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
+        yield prefix, a, b
+
+
+def provenance(identity: dict[str, str]) -> dict:
+    """Where results come from besides the config: code, packages, devices, and hashes of data, weights and words.
+
+    Args:
+      identity: see ``inputs.Inputs``.
+    """
+    package = Path(mlfsic_jax.__file__).parent
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow")
+    return {
+        "mlfsic_jax": {"version": mlfsic_jax.__version__, "sha256": digest(sources)},
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in names},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes",
+        "inputs": identity,
+    }
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line per validation, without those that a resumed run will write again.
+
+    The same numbers go to ``tensorboard/`` beside it.
+    """
+
+    def __init__(self, path: Path, run: dict, after_step: int):
+        """``run`` stands at the start of every line and tells this run's lines from the others'."""
+        self._path, self._run = path, run
+        self._mine: list[dict] = []
+        if not parallel.is_first():
+            return
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_whole(line) and not self._will_repeat(json.loads(line), after_step)]
+        with atomic(path) as part:
+            part.write_text("".join(line + "\n" for line in kept))
+        self._mine = [metrics for metrics in map(json.loads, kept) if run.items() <= metrics.items()]
+
+    def write(self, metrics: dict) -> None:
+        if parallel.is_first():
+            with self._path.open("a") as file:
+                file.write(json.dumps(self._run | metrics) + "\n")
+            self._mine.append(metrics)
+            name = "-".join(f"{key}={value}" for key, value in self._run.items())
+            scalars_to_tensorboard(self._mine, self._path.parent / "tensorboard" / name, without=tuple(self._run))
+
+    def _will_repeat(self, metrics: dict, after_step: int) -> bool:
+        return self._run.items() <= metrics.items() and metrics["step"] > after_step
+
+
+def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Writes numbers for TensorBoard in place of the folder's content: no step stands there twice.
+
+    Args:
+      metrics: lines of ``metrics.jsonl``, each with its "step".
+      folder: what TensorBoard shows as one run.
+      without: fields to leave out.
+    """
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for line in metrics:
+            for name, value in line.items():
+                if name not in ("step", *without):
+                    writer.add_scalar(name, value, line["step"])
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        metrics = json.loads(line)
+        return isinstance(metrics, dict) and isinstance(metrics.get("step"), int)
+    except (ValueError, RecursionError):  # the run was killed while it wrote this line
+        return False
