@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import mlfsic_jax
+from mlfsic_jax import __version__
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.backbones.weights import weights_files
 from mlfsic_jax.data.words import EMBEDDINGS
@@ -13,14 +13,7 @@ from mlfsic_jax.run import inputs
 
 
 def model_card(manifest: Mapping[str, Any], config, image_size: int, n_words: int) -> str:
-    """The model in plain words, as Markdown.
-
-    Args:
-      manifest: see ``saved.Predictor``.
-      config: of the run.
-      image_size: photos are resized to this square.
-      n_words: how many word vectors are carried.
-    """
+    """The model in plain words, as Markdown; the arguments as ``saved.Predictor`` has them."""
     spec, embedding = BACKBONES[config.backbone], EMBEDDINGS.get(config.labels.embedding)
     labels = manifest["labels"]
     lines = [
@@ -30,7 +23,7 @@ def model_card(manifest: Mapping[str, Any], config, image_size: int, n_words: in
         "",
         "    python -m mlfsic_jax.predict --workdir=THIS_FOLDER --support=support.csv --images=PHOTOS --out=labels.csv",
         "",
-        f"Written by mlfsic_jax {mlfsic_jax.__version__}.",
+        f"Written by mlfsic_jax {__version__}.",
         "",
         "## What it was trained on",
         "",

@@ -76,12 +76,7 @@ class Checkpoints:
         return dict(self._manager.metrics(step))
 
     def save(self, step: int, state, metrics: dict) -> None:
-        """Writes a pytree of arrays; returns before the disk is done.
-
-        Args:
-          step: above all that were saved.
-          state: the arrays.
-          metrics: what JSON can hold; without the metric that says what is best, the step is never that.
+        """Writes a pytree of arrays; returns before the disk is done. Without its metric the step is never the best.
 
         Raises:
           InputError: this step or the one before cannot be written; those that stand there are kept.

@@ -25,41 +25,26 @@ from mlfsic_jax.system.errors import InputError
 
 
 class Predictions(NamedTuple):
-    """The predictions for Q photos.
+    """The predictions for Q photos."""
 
-    Attributes:
-      probabilities: float32 [Q, C].
-      label_names: C names.
-      labels: for each photo the labels whose probability is above their threshold, the likeliest first.
-    """
-
-    probabilities: np.ndarray
-    label_names: tuple[str, ...]
+    probabilities: np.ndarray  # float32 [Q, C]
+    label_names: tuple[str, ...]  # C names
+    # for each photo the labels whose probability is above their threshold, the likeliest first
     labels: tuple[tuple[str, ...], ...]
 
 
 class Classifier(NamedTuple):
-    """A model fitted to a user's labels, see ``fit``.
+    """A model fitted to a user's labels, see ``fit``."""
 
-    Attributes:
-      predictor: the model.
-      trained: which of its shot counts is used.
-      method: name of the method.
-      label_names: C names.
-      thresholds: float [C]: a photo has a label where its probability is above.
-      state: what the method keeps of the support, see ``Method.fit``.
-      kept: bool [S, h, w], the regions of the support photos that LCM keeps, or None for other methods.
-      note: why this method and this shot count, in one line.
-    """
-
-    predictor: Predictor
-    trained: Trained
-    method: str
-    label_names: tuple[str, ...]
-    thresholds: np.ndarray
-    state: Any
+    predictor: Predictor  # the model
+    trained: Trained  # which of its shot counts is used
+    method: str  # name of the method
+    label_names: tuple[str, ...]  # C names
+    thresholds: np.ndarray  # float [C]: a photo has a label where its probability is above
+    state: Any  # what the method keeps of the support, see ``Method.fit``.
+    # bool [S, h, w], the regions of the support photos that LCM keeps, or None for other methods
     kept: np.ndarray | None
-    note: str
+    note: str  # why this method and this shot count, in one line
 
     def predict(self, photos: Any) -> Predictions:
         """Says which of the labels each photo has.

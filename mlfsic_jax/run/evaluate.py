@@ -30,23 +30,18 @@ Trained = Mapping[str, Mapping[str, Any]]  # method -> what its training gave
 
 
 class Scores(NamedTuple):
-    """The scores of every method on every episode.
+    """The scores of every method on every episode."""
 
-    Attributes:
-      labels: bool [E, Q, C], ground truth of the queries.
-      methods: name -> float [E, Q, C]; [T, E, Q, C] where the tuned leaf of ``trained`` holds T values.
-      statistics: name -> {name of ``Method.statistics``: float, or [T]}, means over episodes.
-      chance: float [E, Q, C], uniformly random.
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # bool [E, Q, C], ground truth of the queries
+    # name -> float [E, Q, C]; [T, E, Q, C] where the tuned leaf of ``trained`` holds T values
     methods: dict[str, np.ndarray]
+    # name -> {name of ``Method.statistics``: float, or [T]}, means over episodes.
     statistics: dict[str, dict[str, np.ndarray]]
-    chance: np.ndarray
+    chance: np.ndarray  # float [E, Q, C], uniformly random
 
 
 def evaluate(method: Method, trained, features, labels, words, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """One method on given episodes.
+    """One method on given episodes: (scores float [E, Q, C], see ``Method.score``, ground truth bool [E, Q, C]).
 
     Args:
       method: e.g. ``methods.create("ridge")``.
@@ -55,9 +50,6 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
       labels: bool [I, C].
       words: float [C, d_w], word vectors; None for a method that needs none.
       episodes: int32 [E, S] and [E, Q] rows, see ``sample_episode``.
-
-    Returns:
-      (scores float [E, Q, C], see ``Method.score``, ground truth bool [E, Q, C]).
     """
     features, labels = np.asarray(features), np.asarray(labels, bool)
     view = View(features.__getitem__, labels, words, tuple(map(str, range(labels.shape[1]))))
@@ -69,16 +61,9 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
 def score_episodes(
     methods: Methods, trained: Trained, view: View, *, key: jax.Array, n_episodes: int, n_shot: int, n_query: int
 ) -> Scores:
-    """Scores the queries of fixed episodes by every method.
+    """Scores the queries of the E fixed episodes of a key by every method.
 
-    Args:
-      methods: name -> method.
-      trained: name -> what its training gave.
-      view: images and labels; its inputs are local features.
-      key: fixes the episodes.
-      n_episodes: E.
-      n_shot: K.
-      n_query: query images per label; under LaSO's protocol all images that may not be support are queries.
+    Under LaSO's protocol ``n_query`` is not used: all images that may not be support are queries.
 
     Raises:
       InputError: scores are not finite.
@@ -105,14 +90,7 @@ def draw(key, view: View, n_episodes: int, n_shot: int, n_query: int) -> tuple[l
 
 
 def embed(methods: Methods, trained: Trained, view: View, rows: np.ndarray) -> dict[Hashable, dict[str, np.ndarray]]:
-    """``Method.embed`` of images, once for methods that share it: ``Method.embed_key`` -> arrays [B, ...].
-
-    Args:
-      methods: name -> method.
-      trained: name -> what its training gave.
-      view: its inputs are local features.
-      rows: int [B], which images.
-    """
+    """``Method.embed`` of the images ``rows``, once for methods that share it: ``embed_key`` -> arrays [B, ...]."""
     by_key = {methods[name].embed_key(trained[name]): name for name in reversed(methods)}
     static = tuple(methods[name] for name in by_key.values())
     shared = parallel.replicate([trained[name] for name in by_key.values()])
@@ -120,19 +98,7 @@ def embed(methods: Methods, trained: Trained, view: View, rows: np.ndarray) -> d
 
 
 def embed_support(method: Method, trained, images, rows: np.ndarray, labels, words) -> dict[str, np.ndarray]:
-    """``Method.embed_support`` of some images, in batches of one size.
-
-    Args:
-      method: the method.
-      trained: what its training gave.
-      images: of ``embed``, [I, ...].
-      rows: int [B], which of them.
-      labels: bool [I, C].
-      words: float32 [C, d_w].
-
-    Returns:
-      Arrays [B, ...].
-    """
+    """``Method.embed_support`` of the images ``rows`` of ``images`` [I, ...], with labels [I, C]: arrays [B, ...]."""
     if type(method).embed_support is Method.embed_support:
         return {}
 
@@ -143,17 +109,14 @@ def embed_support(method: Method, trained, images, rows: np.ndarray, labels, wor
 
 
 def map_batches(fn: Callable, static, rows: np.ndarray, read: Callable, *replicated) -> Any:
-    """Maps images over all devices.
+    """Maps the images ``rows`` over all devices, in batches of one size, to NumPy.
 
     Args:
       fn: ``(static, *replicated, *arrays of a batch) -> pytree`` of arrays with one row for each image.
       static: hashable.
-      rows: int [B], which images.
+      rows: int [B].
       read: ``int [b] -> tuple of arrays``; every process reads its own share of a batch.
       *replicated: what all devices get.
-
-    Returns:
-      The pytree for all rows, in NumPy.
     """
     size, parts = _EMBED_BATCH * jax.device_count(), []
     cut = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -174,14 +137,15 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     query, labels = flat.reshape(query.shape), view.labels[rows]
     # Each image is embedded once, however many episodes it is in, and stays on the devices.
     embedded = embed(methods, trained, view, rows)
-    in_support = np.unique(np.concatenate(support))
+    there = {key: parallel.replicate(images) for key, images in embedded.items()}
     words, labels_there = parallel.replicate((view.word_vectors, labels))
+    in_support = np.unique(np.concatenate(support))
     scores, statistics = {}, {}
     for name, method in methods.items():
-        images = embedded[method.embed_key(trained[name])]
-        extra = embed_support(method, trained[name], images, in_support, labels, view.word_vectors)
-        there = parallel.replicate(images | jax.tree.map(lambda x: _scatter(x, in_support, len(rows)), extra))
-        arrays = (parallel.replicate(trained[name]), words, there, labels_there)
+        key = method.embed_key(trained[name])
+        extra = embed_support(method, trained[name], embedded[key], in_support, labels, view.word_vectors)
+        images = there[key] | parallel.replicate(_scatter(extra, in_support, len(rows)))
+        arrays = (parallel.replicate(trained[name]), words, images, labels_there)
         scores[name], statistics[name] = _score_method(name, method, arrays, support, query)
     return scores, statistics
 
@@ -190,10 +154,13 @@ def _rows(tree: Any, rows) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _scatter(values: np.ndarray, rows: np.ndarray, n_rows: int) -> np.ndarray:
-    everywhere = np.zeros((n_rows, *values.shape[1:]), values.dtype)
-    everywhere[rows] = values
-    return everywhere
+def _scatter(tree: Any, rows: np.ndarray, n_rows: int) -> Any:
+    def scattered(values):
+        everywhere = np.zeros((n_rows, *values.shape[1:]), values.dtype)
+        everywhere[rows] = values
+        return everywhere
+
+    return jax.tree.map(scattered, tree)
 
 
 def _score_method(name: str, method: Method, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
@@ -255,11 +222,7 @@ def _embed_support(method: Method, trained, words, images, labels):
 
 
 def require_finite(name: str, scores: np.ndarray) -> None:
-    """Metrics would silently turn NaN scores into ordinary-looking numbers.
-
-    Args:
-      name: of the method.
-      scores: float [E, ...].
+    """Metrics would silently turn NaN scores, float [E, ...], into ordinary-looking numbers.
 
     Raises:
       InputError: a score is NaN or infinite.
@@ -273,12 +236,7 @@ def require_finite(name: str, scores: np.ndarray) -> None:
 
 
 def calibrate(methods: Methods, scores: Scores) -> dict[str, tuple[float, float]]:
-    """Slope and intercept of the probabilities of the methods that are ``calibrated``.
-
-    Args:
-      methods: name -> method.
-      scores: of validation episodes; logistic regression on all their queries and labels.
-    """
+    """Slope and intercept for the methods that are ``calibrated``: logistic regression on all validation scores."""
     y = scores.labels.ravel().astype(np.float64)
 
     def loss(parameters, s):
@@ -305,11 +263,6 @@ def summarise(
     methods: Methods, scores: Scores, calibration: dict[str, tuple[float, float]]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Metrics with 95 % intervals, and the values of every episode.
-
-    Args:
-      methods: name -> method.
-      scores: of all episodes, with one value for each tuned leaf.
-      calibration: of ``calibrate``, on validation.
 
     Returns:
       ("methods", "paired", "chance", "calibration_error" as ``results.json`` holds them; ``episode_values``).

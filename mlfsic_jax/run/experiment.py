@@ -131,10 +131,7 @@ class Episodes(loop.Stage):
 
 
 def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
-    """Trains the model for one shot count, or goes on where its last checkpoint stands.
-
-    Returns:
-      The variables of the checkpoint that was best on validation.
+    """The variables of one shot count's model, best on validation; goes on where its last checkpoint stands.
 
     Raises:
       InputError: see ``loop.run``.
@@ -205,13 +202,6 @@ def evaluate_run(
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Chooses theta on validation episodes, then evaluates all methods on the fixed novel episodes.
 
-    Args:
-      config: the fields of the run.
-      views: of ``inputs.feature_views``.
-      n_shot: K.
-      methods: name -> method.
-      stores: see ``open_methods``.
-
     Returns:
       (one entry of ``results.json``, {"method.metric": float32 [E]} of all novel episodes; "lcm@0.53" is LCM at another
       theta than the chosen one).
@@ -270,17 +260,10 @@ def _with_chosen(scores: Scores, chosen: Mapping[str, int]) -> Scores:
 def evaluate_alone(
     config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, name: str, variables: dict | None = None
 ) -> dict[str, np.ndarray]:
-    """One method, e.g. a peer, on the fixed novel episodes.
+    """{"method.metric": float32 [E]} of one method, e.g. a peer, on the fixed novel episodes.
 
-    Args:
-      config: the fields of the run.
-      run: see ``inputs.load``.
-      n_shot: K.
-      name: of the method; not one that is tuned or calibrated.
-      variables: of the trained model, for methods that use it or where the backbone was trained with it.
-
-    Returns:
-      {"method.metric": float32 [E]}.
+    ``variables`` are those of the trained model, where the method uses it or the backbone was trained with it. Not for
+    a method that is tuned or calibrated.
     """
     views = inputs.feature_views(run, variables)
     methods, stores = open_methods(config, n_shot, views["base"], variables, (name,))

@@ -13,21 +13,13 @@ _MAX_PAIRS = {1: 3, 2: 2}  # per label, by the number of labels to explain; 1 fo
 
 
 class Match(NamedTuple):
-    """A region of a query that met a region of a support photo.
+    """A region of a query that met a region of a support photo."""
 
-    Attributes:
-      label: whose score the pair raises.
-      support: index of the support photo.
-      query_cell: (row, column) on the query's grid.
-      support_cell: (row, column) on the support photo's grid.
-      contribution: what the pair adds to the label's score.
-    """
-
-    label: str
-    support: int
-    query_cell: tuple[int, int]
-    support_cell: tuple[int, int]
-    contribution: float
+    label: str  # whose score the pair raises
+    support: int  # index of the support photo
+    query_cell: tuple[int, int]  # (row, column) on the query's grid
+    support_cell: tuple[int, int]  # (row, column) on the support photo's grid
+    contribution: float  # what the pair adds to the label's score
 
 
 def strongest_matches(

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-import mlfsic_jax
+from mlfsic_jax import __version__
 from mlfsic_jax.data.words import EMBEDDINGS, text_lines
 from mlfsic_jax.run.card import model_card
 from mlfsic_jax.run.saved import (
@@ -42,8 +42,7 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words
     Args:
       workdir: of the run.
       out: the folder; an earlier export there is replaced.
-      n_words: so many word vectors are carried besides those of the dataset's labels, the first of the file, which are
-        the most frequent words; embeddings that were made for the dataset's labels have no others.
+      n_words: word vectors to carry besides those of the dataset's labels: the first, most frequent words of the file.
 
     Returns:
       The content of ``model.json``.
@@ -87,7 +86,7 @@ def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Pa
     card = model_card(predictor.manifest, predictor.config, predictor.image_size, len(words))
     (folder / CARD).write_text(card, encoding="utf-8")
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "mlfsic_jax": mlfsic_jax.__version__} | dict(predictor.manifest)
+    manifest = {"format": FORMAT, "mlfsic_jax": __version__} | dict(predictor.manifest)
     manifest |= {"config": config.to_dict(), "card": card, "files": files}
     return manifest | {"sha256": manifest_digest(manifest)}
 

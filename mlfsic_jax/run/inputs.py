@@ -25,41 +25,27 @@ from mlfsic_jax.system.errors import InputError
 
 
 class Inputs(NamedTuple):
-    """Everything a run works on.
+    """Everything a run works on."""
 
-    Attributes:
-      model: the model, with its backbone where that is trained.
-      splits: "train", "validation", "novel" -> ``View``.
-      base: the images and labels that the closed-form model is fitted on.
-      pretrained: variables of the backbone to start from, where it is trained from published weights, else None.
-      identity: what the results depend on besides the config: hashes of data, weights and word vectors.
-    """
-
-    model: BaseModel
-    splits: dict[str, View]
-    base: View
+    model: BaseModel  # the model, with its backbone where that is trained
+    splits: dict[str, View]  # "train", "validation", "novel" -> ``View``
+    base: View  # the images and labels that the closed-form model is fitted on
+    # variables of the backbone to start from, where it is trained from published weights, else None
     pretrained: dict | None
-    identity: dict[str, str]
+    identity: dict[str, str]  # what the results depend on besides the config: hashes of data, weights and word vectors
 
 
 class PhotoBackbone(nn.Module):
     """A backbone that takes photos as they are stored: uint8 [B, H, W, 3] -> float32 [B, h, w, n].
 
     In training it augments them (rng "augment").
-
-    Attributes:
-      network: the backbone.
-      mean: of normalised photos, by channel.
-      std: likewise.
-      augment: whether photos are augmented in training.
-      dtype: what the network computes in; its parameters and batch statistics stay float32.
     """
 
-    network: nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    augment: bool = False
-    dtype: str = "float32"
+    network: nn.Module  # the backbone
+    mean: tuple[float, float, float]  # of normalised photos, by channel
+    std: tuple[float, float, float]  # likewise
+    augment: bool = False  # whether photos are augmented in training
+    dtype: str = "float32"  # what the network computes in; its parameters and batch statistics stay float32
 
     @nn.compact
     def __call__(self, photos, train: bool = False):
@@ -117,11 +103,9 @@ def load(config: ml_collections.ConfigDict) -> Inputs:
 
 
 def feature_views(run: Inputs, variables: dict | None = None) -> dict[str, View]:
-    """The splits "train", "validation", "novel" and "base" with local features for inputs: float [B, h, w, n].
+    """The splits "train", "validation", "novel", and "base", with local features for inputs: float [B, h, w, n].
 
-    Args:
-      run: see ``load``.
-      variables: of the trained model, whose backbone computes the features; not needed where the backbone is frozen.
+    ``variables`` are those of the trained model, whose backbone computes the features; a frozen one needs none.
     """
     views = run.splits | {"base": run.base}
     if run.model.backbone is None:

@@ -21,21 +21,13 @@ from mlfsic_jax.system.progress import track
 
 
 class Stage(abc.ABC):
-    """One training: what its steps and validations are.
+    """One training: what its steps and validations are."""
 
-    Attributes:
-      name: what is trained, for messages.
-      labels: tell this training's lines in the log from others'.
-      epochs: how many.
-      per_epoch: steps.
-      validate_every: epochs; the last one is validated anyway.
-    """
-
-    name: str
-    labels: dict
-    epochs: int
-    per_epoch: int
-    validate_every: int = 1
+    name: str  # what is trained, for messages
+    labels: dict  # tell this training's lines in the log from others'
+    epochs: int  # how many
+    per_epoch: int  # steps
+    validate_every: int = 1  # epochs; the last one is validated anyway
 
     @abc.abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
@@ -59,12 +51,6 @@ def run(stage: Stage, state: TrainState, checkpoints: Checkpoints, log_file: Pat
 
     Each validation writes a line to ``log_file`` and a checkpoint. SIGTERM or SIGINT writes a checkpoint after the step
     under way.
-
-    Args:
-      stage: what is trained.
-      state: fresh, on every device.
-      checkpoints: are closed at the end.
-      log_file: see ``MetricsLog``.
 
     Returns:
       (the metrics of the step that is best by the metric of ``checkpoints``, its state).

@@ -30,15 +30,10 @@ _HELD_OUT = 10  # every tenth training image chooses the epoch
 
 
 class Classifier(nn.Module):
-    """Photos uint8 [B, H, W, 3] -> logits float32 [B, C].
+    """Photos uint8 [B, H, W, 3] -> logits float32 [B, C]."""
 
-    Attributes:
-      backbone: photos -> local features.
-      n_labels: C.
-    """
-
-    backbone: nn.Module
-    n_labels: int
+    backbone: nn.Module  # photos -> local features
+    n_labels: int  # C
 
     @nn.compact
     def __call__(self, photos, train: bool = False):
@@ -46,18 +41,10 @@ class Classifier(nn.Module):
 
 
 def pretrain_step(state: TrainState, key, photos, labels, *, model: Classifier, optimizer):
-    """One batch, mapped over the devices.
-
-    Args:
-      state: is donated; its step is folded into ``key``.
-      key: of the augmentation.
-      photos: uint8 [B, H, W, 3], of this process.
-      labels: bool [B, C], of this process.
-      model: batch norm averages over ``parallel.AXIS``.
-      optimizer: see ``create_optimizer``.
+    """One batch of photos uint8 [B, H, W, 3] and labels bool [B, C], mapped over the devices.
 
     Returns:
-      (new state, loss), the loss summed over labels and averaged over photos.
+      (new state, loss), the loss summed over labels and averaged over photos. ``state`` is donated.
     """
     specs = (parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED, parallel.SHARDED)
     step = parallel.pmapped(_step, model, optimizer, specs=specs, out_specs=parallel.REPLICATED, donate=(0,))

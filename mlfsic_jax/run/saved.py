@@ -41,50 +41,31 @@ _LABEL_VECTORS = "label_vectors.safetensors"  # of a run
 
 
 class Trained(NamedTuple):
-    """The methods as they were trained for one shot count.
+    """The methods as they were trained for one shot count."""
 
-    Attributes:
-      n_shot: K.
-      methods: name -> method, those whose stores are there.
-      stores: store -> what its training gave.
-      tuned: method -> the value that was chosen on validation labels.
-      calibration: method -> slope and intercept of its probabilities.
-      validation: method -> Ma-AP on validation labels, a fraction; those that were evaluated.
-    """
-
-    n_shot: int
-    methods: Mapping[str, Method]
-    stores: Mapping[str, Any]
-    tuned: Mapping[str, float]
-    calibration: Mapping[str, tuple[float, float]]
-    validation: Mapping[str, float]
+    n_shot: int  # K
+    methods: Mapping[str, Method]  # name -> method, those whose stores are there
+    stores: Mapping[str, Any]  # store -> what its training gave
+    tuned: Mapping[str, float]  # method -> the value that was chosen on validation labels
+    calibration: Mapping[str, tuple[float, float]]  # method -> slope and intercept of its probabilities
+    validation: Mapping[str, float]  # method -> Ma-AP on validation labels, a fraction; those that were evaluated
 
 
 class Predictor(NamedTuple):
-    """A trained or exported model, see ``load``.
+    """A trained or exported model, see ``load``."""
 
-    Attributes:
-      path: where it was loaded from.
-      manifest: the content of an exported folder's ``model.json``: "config", "identity" (hashes of data, weights,
-        words), "labels" (split -> names), "models" (scores and choices for each shot count).
-      config: of the run.
-      backbone: photos -> local features.
-      backbone_variables: of ``backbone`` where it is frozen; None where each ``Trained`` has its own.
-      image_size: photos are resized to this square.
-      grid: h and w of the backbone's local features.
-      trained: one for each shot count, ascending.
-      word_files: where word vectors are looked up, in this order.
-    """
-
-    path: Path
+    path: Path  # where it was loaded from
+    # the content of an exported folder's ``model.json``: "config", "identity" (hashes of data, weights, words),
+    # "labels" (split -> names), "models" (scores and choices for each shot count).
     manifest: Mapping[str, Any]
-    config: ml_collections.FrozenConfigDict
-    backbone: inputs.PhotoBackbone
+    config: ml_collections.FrozenConfigDict  # of the run
+    backbone: inputs.PhotoBackbone  # photos -> local features
+    # of ``backbone`` where it is frozen; None where each ``Trained`` has its own
     backbone_variables: Mapping[str, Any] | None
-    image_size: int
-    grid: tuple[int, int]
-    trained: tuple[Trained, ...]
-    word_files: tuple[Path, ...]
+    image_size: int  # photos are resized to this square
+    grid: tuple[int, int]  # h and w of the backbone's local features
+    trained: tuple[Trained, ...]  # one for each shot count, ascending
+    word_files: tuple[Path, ...]  # where word vectors are looked up, in this order
 
 
 def trained_of(trained: Trained, name: str) -> dict[str, Any]:

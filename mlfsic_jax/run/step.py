@@ -41,21 +41,13 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a step descends on: L_cm + gamma L_query (eq 20).
+    """What a step descends on: L_cm + gamma L_query (eq 20)."""
 
-    Attributes:
-      model: what is trained; batch norm averages over ``parallel.EPISODE_AXES``.
-      optimizer: see ``create_optimizer``.
-      gamma: weight of the query loss.
-      lcm: how to select regions during training too, or None.
-      threshold: theta where ``lcm`` is given.
-    """
-
-    model: BaseModel
-    optimizer: optax.GradientTransformation
-    gamma: float = 1.0
-    lcm: LCMOptions | None = None
-    threshold: float = 0.53
+    model: BaseModel  # what is trained; batch norm averages over ``parallel.EPISODE_AXES``.
+    optimizer: optax.GradientTransformation  # see ``create_optimizer``
+    gamma: float = 1.0  # weight of the query loss
+    lcm: LCMOptions | None = None  # how to select regions during training too, or None
+    threshold: float = 0.53  # theta where ``lcm`` is given
 
 
 def read_batch(view: View, support: np.ndarray, query: np.ndarray) -> Batch:
@@ -77,15 +69,7 @@ def create_optimizer(
 
 
 def create_train_state(key, model: BaseModel, view: View, optimizer, pretrained=None) -> TrainState:
-    """Fresh parameters, those of the backbone from published weights where given.
-
-    Args:
-      key: fixes the random parameters.
-      model: what to initialise.
-      view: for the shapes.
-      optimizer: its state is created too.
-      pretrained: variables of the backbone, or None.
-    """
+    """Fresh parameters for the shapes of a view, those of the backbone from published weights where given."""
     variables = init(model, key, view.inputs(np.zeros(1, int)), view.word_vectors)
     return initial_state(variables, optimizer, pretrained)
 
@@ -94,6 +78,7 @@ def initial_state(variables: dict, optimizer, pretrained=None) -> TrainState:
     """The state before the first step; ``pretrained`` takes the place of the backbone's variables."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if pretrained is not None:
+        pretrained = jax.tree.map(jnp.array, pretrained)  # a copy: the state is donated
         params = params | {"backbone": pretrained["params"]}
         batch_stats = {"backbone": pretrained["batch_stats"]} if "batch_stats" in pretrained else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
@@ -107,9 +92,8 @@ def train_step(state: TrainState, key, batch: Batch, word_vectors, objective: Ob
       key: of the run's dropout and augmentation; the number of the episode in the run is folded in.
       batch: the step's episodes; where they are shared, those of this process.
       word_vectors: float32 [C, d_w].
-      objective: see there.
-      shared: whether the episodes are mapped over the devices, of whose number theirs must be a multiple; else every
-        device computes all of them.
+      objective: what to descend on.
+      shared: map the episodes, a multiple of the devices, over them; else every device computes all.
 
     Returns:
       (the new ``TrainState``, (L_cm, L_query)), the losses averaged over all episodes.

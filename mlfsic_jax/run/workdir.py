@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-import mlfsic_jax
+from mlfsic_jax import __version__
 from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.run.config import default
 from mlfsic_jax.system import parallel
@@ -82,16 +82,12 @@ def _differences(a, b, prefix=""):
 
 
 def provenance(identity: dict[str, str]) -> dict:
-    """Where results come from besides the config: code, packages, devices, and hashes of data, weights and words.
-
-    Args:
-      identity: see ``inputs.Inputs``.
-    """
-    package = Path(mlfsic_jax.__file__).parent
+    """Where results come from besides the config: code, packages, devices, and hashes of data, weights and words."""
+    package = Path(__file__).parents[1]
     sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow")
     return {
-        "mlfsic_jax": {"version": mlfsic_jax.__version__, "sha256": digest(sources)},
+        "mlfsic_jax": {"version": __version__, "sha256": digest(sources)},
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in names},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes",
@@ -130,13 +126,7 @@ class MetricsLog:
 
 
 def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str, ...] = ()) -> None:
-    """Writes numbers for TensorBoard in place of the folder's content: no step stands there twice.
-
-    Args:
-      metrics: lines of ``metrics.jsonl``, each with its "step".
-      folder: what TensorBoard shows as one run.
-      without: fields to leave out.
-    """
+    """Writes lines of ``metrics.jsonl`` for TensorBoard, in place of what the folder held: no step stands twice."""
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
