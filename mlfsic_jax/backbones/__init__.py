@@ -1,7 +1,7 @@
-"""Backbones: images in, a map of local features out. The table below is the list of names a config may use.
+"""Backbones: images in, a map of local features out. ``BACKBONES`` lists the names that a config may use.
 
-To add one: write a Linen module ``(images [B, H, W, 3], train) -> [B, h, w, n]`` whose submodules are named after the
-published weights' keys (see ``pretrained``), and give it a row in ``BACKBONES``.
+To add one, write a Linen module ``(images [B, H, W, 3], train) -> [B, h, w, n]`` whose submodules are named after the
+keys of the published weights (rule in ``weights.py``), and give it a row in ``BACKBONES``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ __all__ = [
     "Spec",
     "VisionTransformer",
     "WeightsFile",
-    "create",
+    "create_backbone",
+    "how_to_get",
     "published_files",
 ]
 
+_RESNET50, _VIT_B_16 = ("resnet50-0676ba61", 103), ("vit_b_16-c867db91", 346)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -44,123 +46,116 @@ _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.2613
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """One file of published weights.
+    """One file of published weights."""
 
-    Attributes:
-      url: where it is; the last part is the name to store it under.
-      sha256: the digest of the file as hex, or its first eight digits, which are all that torchvision publishes (at
-        the end of the file's name): a sound file's digest starts with this.
-    """
-
-    url: str
-    sha256: str
+    url: str  # its address, which ends in its name
+    sha256: str  # hex digest, or its first eight digits, which are all that torchvision publishes
+    megabytes: int = 0  # about its size, in 10^6 bytes; 0 if unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What the program needs to know of a backbone.
+    """A row of ``BACKBONES``."""
 
-    Attributes:
-      create: makes the Linen module; takes the keyword ``axis_name`` (see ``create`` below).
-      mean: RGB mean to subtract from pixels in [0, 1].
-      std: RGB standard deviation to divide by after that.
-      pretrained: where published weights come from and under which licence; None when it is trained from scratch.
-      image_size: side in pixels of the images that it was published for.
-      files: the published weights, one file for every part of the backbone; none when it is trained from scratch.
-    """
-
+    # makes the Linen module, given the keyword ``axis_name`` (see ``create_backbone``)
     create: Callable[..., nn.Module]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    pretrained: str | None = None
-    image_size: int = 224
+    mean: tuple[float, float, float]  # RGB mean to subtract from pixels in [0, 1]
+    std: tuple[float, float, float]  # RGB standard deviation to divide by after that
+    # of the published weights, with their source; None if the backbone is trained from scratch
+    licence: str | None = None
+    image_size: int = 224  # side in pixels of the images that it was published for
+    # the published weights, one file per part of the backbone; empty if it is trained from scratch
     files: tuple[WeightsFile, ...] = ()
 
+    @property
+    def pretrained(self) -> str | None:
+        """Source, licence and addresses of the published weights in a sentence; None without such weights."""
+        return f"{self.licence}: {' and '.join(file.url for file in self.files)}" if self.files else None
 
-def _torchvision(*names: str) -> dict:
-    """The fields of a ``Spec`` for weights of torchvision, whose names end in ``-<start of the sha256>.pth``."""
-    files = tuple(
-        WeightsFile(f"https://download.pytorch.org/models/{name}", name.removesuffix(".pth").rpartition("-")[2])
-        for name in names
-    )
+
+def _torchvision(*files: tuple[str, int]) -> dict:
+    """``Spec`` fields for files of torchvision, given as (name that ends in the digest's start, megabytes)."""
     return {
-        "files": files,
-        "pretrained": f"torchvision, BSD-3-Clause: {' and '.join(file.url for file in files)}; "
-        "trained on ImageNet-1k, whose images are for non-commercial research",
+        "files": tuple(
+            WeightsFile(f"https://download.pytorch.org/models/{name}.pth", name.rpartition("-")[2], megabytes)
+            for name, megabytes in files
+        ),
+        "licence": "torchvision, BSD-3-Clause, trained on ImageNet-1k, whose images are for non-commercial research",
     }
 
 
-def _openai(sha256: str, name: str) -> dict:
-    """The fields of a ``Spec`` for weights of OpenAI's CLIP, whose addresses hold the sha256."""
+def _openai(sha256: str, name: str, megabytes: int) -> dict:
+    """``Spec`` fields for weights of OpenAI's CLIP, whose addresses contain the digest."""
     url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
     return {
-        "files": (WeightsFile(url, sha256),),
-        "pretrained": f"OpenAI CLIP, MIT: {url}; its model card calls any deployed use out of scope",
+        "files": (WeightsFile(url, sha256, megabytes),),
+        "licence": "OpenAI CLIP, MIT, whose model card calls any deployed use out of scope",
     }
 
 
 BACKBONES: dict[str, Spec] = {
     "conv4": Spec(Conv4, **_HALF),
-    "resnet50": Spec(ResNet, **_IMAGENET, **_torchvision("resnet50-0676ba61.pth")),
+    "resnet50": Spec(ResNet, **_IMAGENET, **_torchvision(_RESNET50)),
     "resnet101": Spec(
-        functools.partial(ResNet, stage_sizes=(3, 4, 23, 3)), **_IMAGENET, **_torchvision("resnet101-63fe2227.pth")
+        functools.partial(ResNet, stage_sizes=(3, 4, 23, 3)), **_IMAGENET, **_torchvision(("resnet101-63fe2227", 179))
     ),
-    "mobilenet_v2": Spec(MobileNetV2, **_IMAGENET, **_torchvision("mobilenet_v2-b0353104.pth")),
+    "mobilenet_v2": Spec(MobileNetV2, **_IMAGENET, **_torchvision(("mobilenet_v2-b0353104", 14))),
     # These weights are a port of the authors' own, for pixels in [-1, 1]: torchvision calls that transform_input.
-    "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision("inception_v3_google-0cc3c7bd.pth")),
-    "vit_b_16": Spec(
-        lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision("vit_b_16-c867db91.pth")
-    ),
+    "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision(("inception_v3_google-0cc3c7bd", 109))),
+    "vit_b_16": Spec(lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision(_VIT_B_16)),
     "vit_b_32": Spec(
-        lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision("vit_b_32-d86f8d99.pth")
+        lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision(("vit_b_32-d86f8d99", 353))
     ),
     "clip_resnet50": Spec(
-        ClipResNet, **_CLIP, **_openai("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt")
+        ClipResNet,
+        **_CLIP,
+        **_openai("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", 256),
     ),
     "clip_vit_b_32": Spec(
         lambda axis_name: ClipVisionTransformer(),
         **_CLIP,
-        **_openai("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
+        **_openai("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 354),
     ),
     # One location for every image: for classifiers on global features only.
     "resnet50_vit_b_16": Spec(
         lambda axis_name: Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16))),
         **_IMAGENET,
-        **_torchvision("resnet50-0676ba61.pth", "vit_b_16-c867db91.pth"),
+        **_torchvision(_RESNET50, _VIT_B_16),
     ),
 }
 
 
-def create(name: str, axis_name: str | None = None) -> nn.Module:
-    """Make a backbone by name.
+def create_backbone(name: str, axis_name: str | None = None) -> nn.Module:
+    """Makes a backbone by name.
 
     Args:
       name: a key of ``BACKBONES``.
-      axis_name: where it is trained under ``jax.shard_map``, ``pmap`` or ``vmap``, the mapped axis over which batch
-        norm averages its batch statistics; None keeps every device's own. Backbones without batch norm ignore it.
+      axis_name: mapped axis of ``jax.shard_map``, ``pmap`` or ``vmap`` over which batch norm averages its batch
+        statistics in training; None keeps them per device. Backbones without batch norm ignore it.
 
     Returns:
-      Linen module ``(images: f32 [B, H, W, 3], train: bool) -> f32 [B, h, w, n]``.
+      Linen module ``(images: float32 [B, H, W, 3], train: bool) -> float32 [B, h, w, n]``.
 
     Raises:
-      InputError: no backbone has that name; the message lists those there are.
+      InputError: unknown name; the message lists the known ones.
     """
     return _spec(name).create(axis_name=axis_name)
 
 
 def published_files(name: str) -> tuple[WeightsFile, ...]:
-    """The files of published weights that ``pretrained.load_weights`` takes for a backbone, in its order.
-
-    Args:
-      name: a key of ``BACKBONES``.
-
-    Returns:
-      One file for every part of the backbone; none for one that is trained from scratch.
+    """The published files of a backbone in the order that ``weights.load_weights`` takes; empty if there are none.
 
     Raises:
-      InputError: no backbone has that name; the message lists those there are.
+      InputError: unknown name; the message lists the known ones.
     """
     return _spec(name).files
+
+
+def how_to_get(name: str, folder: str = "data") -> str:
+    """Says how to get a backbone's published weights into ``folder``, for error messages; errors as above."""
+    if not published_files(name):
+        return f"{name} has no published weights: train it with mlfsic_jax.pretrain, or check the path"
+    return f"get it with: python -m mlfsic_jax.fetch {name}" + ("" if folder == "data" else f" --data_dir={folder}")
 
 
 def _spec(name: str) -> Spec:

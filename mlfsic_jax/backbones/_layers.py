@@ -19,8 +19,7 @@ def conv(
 ) -> nn.Conv:
     """Convolution with ``kernel // 2`` pixels of padding on every side, or none where ``pad`` is False.
 
-    Flax's ``SAME`` puts the padding of a strided convolution on other sides than PyTorch, so imported weights would see
-    shifted images.
+    Flax's ``SAME`` pads other sides of a strided convolution than PyTorch: imported weights would see shifted images.
     """
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv(
@@ -37,16 +36,12 @@ def conv(
 class DepthwiseConv(nn.Module):
     """Convolution of every channel by itself, padded like ``conv``.
 
-    Written as a sum of shifted products, which XLA fuses: on a CPU that makes a MobileNetV2 about five times as fast
-    as grouped convolutions do.
-
-    Attributes:
-      kernel: its side.
-      stride: of the positions.
+    A sum of shifted products, which XLA fuses: on CPUs, MobileNetV2 runs about five times as fast as with grouped
+    convolutions.
     """
 
-    kernel: int
-    stride: int = 1
+    kernel: int  # its side
+    stride: int = 1  # of the positions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,10 +56,8 @@ class DepthwiseConv(nn.Module):
 def batch_norm(train: bool, name: str, axis_name: str | None = None, *, epsilon: float = 1e-5) -> nn.BatchNorm:
     """Batch norm with PyTorch's defaults: epsilon 1e-5, and 0.9 here is what PyTorch calls momentum 0.1.
 
-    In training under ``jax.shard_map``, ``pmap`` or ``vmap``, ``axis_name`` is the mapped axis over whose devices the
-    batch statistics are averaged, so that they are those of the whole batch; None keeps every device's own.
-
-    One difference remains in training: PyTorch accumulates the unbiased batch variance in its running statistics, Flax
-    the biased one, which is smaller by ``(N - 1) / N`` for N = batch * height * width values per channel.
+    With ``train``, it uses the batch's own statistics, averaged over the mapped axis ``axis_name`` if one is given, and
+    updates the running ones (collection ``batch_stats``). There PyTorch accumulates the unbiased batch variance, Flax
+    the biased one, smaller by ``(N - 1) / N`` for N = batch * height * width.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, axis_name=axis_name, name=name)

@@ -33,17 +33,11 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 class ClipBottleneck(nn.Module):
-    """Bottleneck block in which an average pooling takes the place of every stride, against aliasing.
+    """Bottleneck block in which an average pooling takes the place of every stride, against aliasing."""
 
-    Attributes:
-      width: channels of the first two convolutions; the block puts out ``4 * width``.
-      stride: side of the average pooling after the 3x3 convolution and in the shortcut.
-      axis_name: see ``batch_norm``.
-    """
-
-    width: int
-    stride: int = 1
-    axis_name: str | None = None
+    width: int  # channels of the first two convolutions; the block puts out ``4 * width``
+    stride: int = 1  # side of the average pooling after the 3x3 convolution and in the shortcut
+    axis_name: str | None = None  # see ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -62,32 +56,23 @@ class ClipBottleneck(nn.Module):
 class ClipResNet(nn.Module):
     """CLIP's ResNet without the attention pooling, all grid features kept; the defaults make RN50.
 
-    It differs from ResNet by a stem of three convolutions and by average pooling in place of strides. The map is 32
-    times smaller than the image: 224x224 gives 7x7.
-
-    Attributes:
-      stage_sizes: blocks per stage; every stage after the first halves the resolution and doubles the channels.
-      width: channels of the stem and of the first stage's 3x3 convolutions.
-      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
+    It differs from ResNet by a stem of three convolutions and by average pooling in place of strides. 224x224 pixels
+    give 7x7 locations.
     """
 
+    # blocks per stage; every stage after the first halves the resolution and doubles the channels
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    axis_name: str | None = None
+    width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions
+    axis_name: str | None = None  # see ``create_backbone``
 
     key_prefix: ClassVar[str] = "visual."
     head_prefixes: ClassVar[tuple[str, ...]] = ("visual.attnpool.", *_TEXT)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
+        """float32 [B, H, W, 3], normalised -> float32 [B, H // 32, W // 32, n]; n is 2048 by default.
 
-        Args:
-          images: float32 [B, H, W, 3], normalised; H and W multiples of 32 (or the last rows and columns are lost).
-          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
-
-        Returns:
-          float32 [B, H // 32, W // 32, n]; n is 2048 for the default stages and width.
+        H and W should be multiples of 32: further rows and columns are lost.
         """
         x = images
         for layer, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
@@ -105,15 +90,7 @@ class ClipResNet(nn.Module):
 class ClipVisionTransformer(nn.Module):
     """CLIP's ViT without the projection, all patch tokens kept; the defaults make ViT-B/32.
 
-    The class token takes part in the attention and is dropped at the end. 224x224 gives 7x7. It has no batch norm:
-    ``train`` changes nothing.
-
-    Attributes:
-      patch: side of a patch in pixels.
-      image_size: side in pixels of the images, of which the position embedding knows one.
-      n_layers: number of blocks.
-      n_heads: of every attention.
-      width: channels.
+    Class token and attributes as in ``vit.VisionTransformer``. 224x224 pixels give 7x7 locations.
     """
 
     patch: int = 32
@@ -127,14 +104,7 @@ class ClipVisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
-
-        Args:
-          images: float32 [B, image_size, image_size, 3], normalised.
-          train: no difference.
-
-        Returns:
-          float32 [B, image_size // patch, image_size // patch, width], after the final layer norm.
+        """float32 [B, S, S, 3], normalised -> float32 [B, S // patch, S // patch, width] for S = image_size.
 
         Raises:
           InputError: the images are of another size.

@@ -18,21 +18,13 @@ _EPSILON = 1e-3  # of all its batch norms
 
 
 class Unit(nn.Module):
-    """Convolution, batch norm, ReLU.
+    """Convolution, batch norm, ReLU."""
 
-    Attributes:
-      features: output channels.
-      kernel: height and width, or one number for both.
-      stride: of the positions.
-      pad: keep the size of the map (at stride 1).
-      axis_name: see ``batch_norm``.
-    """
-
-    features: int
-    kernel: int | tuple[int, int] = 1
-    stride: int = 1
-    pad: bool = True
-    axis_name: str | None = None
+    features: int  # output channels
+    kernel: int | tuple[int, int] = 1  # height and width, or one number for both
+    stride: int = 1  # of the positions
+    pad: bool = True  # keep the size of the map (at stride 1)
+    axis_name: str | None = None  # see ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -42,18 +34,13 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """One Inception block: branches side by side, their channels concatenated.
+    """One Inception block: branches side by side, their channels concatenated."""
 
-    Attributes:
-      branches: ``(chain, x) -> list of maps``, one of the functions below; ``chain(x, names, *layers)`` applies one
-        ``Unit`` after the other, with ``layers`` their (features, kernel, stride).
-      width: multiplier of all channels.
-      axis_name: see ``batch_norm``.
-    """
-
+    # ``(chain, x) -> list of maps``, one of the functions below; ``chain(x, names, *layers)`` applies one ``Unit``
+    # after the other, with ``layers`` their (features, kernel, stride)
     branches: Callable[[Callable[..., jax.Array], jax.Array], list[jax.Array]]
-    width: float = 1.0
-    axis_name: str | None = None
+    width: float = 1.0  # multiplier of all channels
+    axis_name: str | None = None  # see ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -156,31 +143,20 @@ _BLOCKS = {
 class InceptionV3(nn.Module):
     """Inception-v3 up to its last block, without the pooled head and the auxiliary one (Szegedy et al. 2016).
 
-    299x299 gives 8x8, 224x224 gives 5x5. Weights are named as in torchvision.
-
-    Attributes:
-      width: multiplier of all channels; a multiple of 1/16 keeps them whole.
-      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
+    299x299 pixels give 8x8 locations, 224x224 give 5x5. Weights are named as in torchvision.
     """
 
-    width: float = 1.0
-    axis_name: str | None = None
+    width: float = 1.0  # multiplier of all channels; a multiple of 1/16 keeps them whole
+    axis_name: str | None = None  # see ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("AuxLogits.", "fc.")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
-
-        Args:
-          images: float32 [B, H, W, 3], normalised; H and W at least 75.
-          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
-
-        Returns:
-          float32 [B, h, w, n]; n is 2048 at width 1.
+        """float32 [B, H, W, 3], normalised -> float32 [B, h, w, n]; n is 2048 at width 1. ``train`` as in batch norm.
 
         Raises:
-          InputError: the images are smaller than 75x75, so that no location would be left.
+          InputError: the images are smaller than 75x75 pixels.
         """
         if min(images.shape[1:3]) < _SMALLEST:
             raise InputError(

@@ -27,19 +27,12 @@ def _conv_bn_relu6(
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; a shortcut where the shapes agree (Sandler et al. 2018, section 3.3).
+    """Expand, filter each channel, project; a shortcut where the shapes agree (Sandler et al. 2018, section 3.3)."""
 
-    Attributes:
-      features: output channels.
-      expansion: the depthwise convolution works on ``expansion`` times the input channels.
-      stride: of the depthwise convolution.
-      axis_name: see ``batch_norm``.
-    """
-
-    features: int
-    expansion: int
-    stride: int = 1
-    axis_name: str | None = None
+    features: int  # output channels
+    expansion: int  # the depthwise convolution works on ``expansion`` times the input channels
+    stride: int = 1  # of the depthwise convolution
+    axis_name: str | None = None  # see ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -60,33 +53,20 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 up to its last 1x1 convolution, without the pooled head (Sandler et al. 2018).
 
-    The map is 32 times smaller than the image (rounded up): 224x224 gives 7x7. Weights are named as in torchvision.
-
-    Attributes:
-      width: multiplier of all channels; like torchvision, it widens the last convolution only when above 1.
-      stages: rows of (expansion, channels, repeats, stride of the first repeat).
-      last_features: channels of the last 1x1 convolution at width 1.
-      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
+    224x224 pixels give 7x7 locations. Weights are named as in torchvision.
     """
 
-    width: float = 1.0
+    width: float = 1.0  # multiplier of all channels; like torchvision, it widens the last convolution only when above 1
+    # rows of (expansion, channels, repeats, stride of the first repeat)
     stages: tuple[tuple[int, int, int, int], ...] = _STAGES
-    last_features: int = 1280
-    axis_name: str | None = None
+    last_features: int = 1280  # channels of the last 1x1 convolution at width 1
+    axis_name: str | None = None  # see ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
-
-        Args:
-          images: float32 [B, H, W, 3], normalised.
-          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
-
-        Returns:
-          float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 1280 by default.
-        """
+        """float32 [B, H, W, 3], normalised -> float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 1280 by default."""
         x = _conv_bn_relu6(images, _round_channels(32 * self.width), 3, train, "features_0", self.axis_name, stride=2)
         layer = 1
         for expansion, channels, repeats, first_stride in self.stages:

@@ -13,17 +13,11 @@ _EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut (He et al. 2016, fig. 5), the stride on the 3x3 as in torchvision.
+    """1x1, 3x3, 1x1 convolutions with a shortcut (He et al. 2016, fig. 5), the stride on the 3x3 as in torchvision."""
 
-    Attributes:
-      width: channels of the first two convolutions; the block puts out ``4 * width``.
-      stride: of the 3x3 convolution and the shortcut.
-      axis_name: see ``batch_norm``.
-    """
-
-    width: int
-    stride: int = 1
-    axis_name: str | None = None
+    width: int  # channels of the first two convolutions; the block puts out ``4 * width``
+    stride: int = 1  # of the 3x3 convolution and the shortcut
+    axis_name: str | None = None  # see ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -43,32 +37,20 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet of bottleneck blocks without the pooled head (He et al. 2016); the defaults make ResNet-50.
 
-    ResNet-101 is ``ResNet(stage_sizes=(3, 4, 23, 3))``, ResNet-152 ``ResNet(stage_sizes=(3, 8, 36, 3))``. The map is 32
-    times smaller than the image (rounded up): 224x224 gives 7x7. Weights are named as in torchvision.
-
-    Attributes:
-      stage_sizes: blocks per stage; every stage after the first halves the resolution and doubles the channels.
-      width: channels of the stem and of the first stage's 3x3 convolutions.
-      axis_name: mapped axis over which batch statistics are averaged in training; None: every device's own.
+    ResNet-101 has ``stage_sizes=(3, 4, 23, 3)``, ResNet-152 ``(3, 8, 36, 3)``. 224x224 pixels give 7x7 locations.
+    Weights are named as in torchvision.
     """
 
+    # blocks per stage; every stage after the first halves the resolution and doubles the channels
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    axis_name: str | None = None
+    width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions
+    axis_name: str | None = None  # see ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("fc.",)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
-
-        Args:
-          images: float32 [B, H, W, 3], normalised.
-          train: use the batch's own statistics and update the running ones (collection ``batch_stats``).
-
-        Returns:
-          float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 2048 for the default stages and width.
-        """
+        """float32 [B, H, W, 3], normalised -> float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 2048 by default."""
         x = conv(self.width, 7, stride=2, name="conv1")(images)
         x = nn.relu(batch_norm(train, "bn1", self.axis_name)(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -16,13 +16,9 @@ _EPSILON = 1e-6  # of all its layer norms
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose queries, keys and values come from one matrix, packed as in PyTorch.
+    """Multi-head self-attention whose queries, keys and values come from one matrix, packed as in PyTorch."""
 
-    Attributes:
-      n_heads: divides the channels.
-    """
-
-    n_heads: int
+    n_heads: int  # divides the channels
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -36,19 +32,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each normalised before and added to its input.
+    """Attention and a two-layer perceptron, each normalised before and added to its input."""
 
-    Attributes:
-      n_heads: of the attention.
-      names: of the attention and of the two layers of the perceptron.
-      activation: between those two.
-      epsilon: of the layer norms.
-    """
-
-    n_heads: int
-    names: tuple[str, str, str]
-    activation: Callable[[jax.Array], jax.Array]
-    epsilon: float
+    n_heads: int  # of the attention
+    names: tuple[str, str, str]  # of the attention and of the two layers of the perceptron
+    activation: Callable[[jax.Array], jax.Array]  # between those two
+    epsilon: float  # of the layer norms
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,11 +54,7 @@ def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
 
 
 def check_size(images: jax.Array, size: int, module: nn.Module) -> None:
-    """Refuse images of another size than the position embedding is for.
-
-    Raises:
-      InputError: they are not ``size`` pixels high and wide.
-    """
+    """Raises ``InputError`` unless images are ``size`` pixels high and wide, as the position embedding needs."""
     if images.shape[1:3] != (size, size):
         raise InputError(
             f"{type(module).__name__} takes images of {size}x{size} pixels, for which its position embedding was "
@@ -78,15 +63,10 @@ def check_size(images: jax.Array, size: int, module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """The transformer on tokens, with its position embedding and final layer norm.
+    """The transformer on tokens, with its position embedding and final layer norm."""
 
-    Attributes:
-      n_layers: number of blocks.
-      n_heads: of every attention.
-    """
-
-    n_layers: int
-    n_heads: int
+    n_layers: int  # number of blocks
+    n_heads: int  # of every attention
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -102,37 +82,23 @@ class Encoder(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT without its head (Dosovitskiy et al. 2021): the patch tokens are the map; the defaults make ViT-B/16.
 
-    The class token takes part in the attention and is dropped at the end. 224x224 gives 14x14 at patches of 16 pixels,
-    7x7 at 32. Weights are named as in torchvision. It has no batch norm: ``train`` changes nothing.
-
-    Attributes:
-      patch: side of a patch in pixels.
-      image_size: side in pixels of the images, of which the position embedding knows one.
-      n_layers: number of blocks.
-      n_heads: of every attention.
-      width: channels.
+    The class token takes part in the attention and is dropped at the end. 224x224 pixels give 14x14 locations with
+    patches of 16 pixels, 7x7 with 32. Weights are named as in torchvision. Without batch norm, ``train`` has no effect.
     """
 
-    patch: int = 16
-    image_size: int = 224
-    n_layers: int = 12
-    n_heads: int = 12
-    width: int = 768
+    patch: int = 16  # side of a patch in pixels
+    image_size: int = 224  # side of the images in pixels, fixed by the position embedding
+    n_layers: int = 12  # number of blocks
+    n_heads: int = 12  # of every attention
+    width: int = 768  # channels
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("heads.",)
-    # torchvision's published files are older than its present names, and it renames as it loads.
+    # torchvision's published files have its older names; it renames them while loading.
     former_names: ClassVar[dict[str, str]] = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Compute local features.
-
-        Args:
-          images: float32 [B, image_size, image_size, 3], normalised.
-          train: no difference.
-
-        Returns:
-          float32 [B, image_size // patch, image_size // patch, width], after the final layer norm.
+        """float32 [B, S, S, 3], normalised -> float32 [B, S // patch, S // patch, width] for S = image_size.
 
         Raises:
           InputError: the images are of another size.

@@ -1,4 +1,4 @@
-"""Image datasets: one ``load`` for all of them, and what each of them is made of."""
+"""Image datasets: ``load`` reads any of them by name."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ DATASETS = ("scenes", *PHOTO_DATASETS)
 
 
 def load(config: Any) -> ImageDataset:
-    """Loads the dataset that ``config.name`` names.
+    """Loads the dataset ``config.name``.
 
     Args:
-      config: the data section of a config, see ``mlfsic_jax.config``. ``"scenes"`` reads image_size, images_per_split
-        and seed; the others source, prepared_dir, policy, split and seed.
-
-    Returns:
-      The dataset.
+      config: the data section of a config. ``"scenes"`` reads image_size, images_per_split and seed; the others source,
+        prepared_dir, policy, split and seed.
 
     Raises:
-      InputError: unknown name, or input that the dataset cannot use.
+      InputError: unknown name, or unusable input.
     """
     if config.name == "scenes":
         return scenes.load(image_size=config.image_size, images_per_split=config.images_per_split, seed=config.seed)
     module = _module(config.name)
-    policy = config.policy or module.POLICY
+    policy = config.policy or usual_policy(config.name)
     laso = policy == "laso"
     if laso and config.name != "coco":
         raise InputError(f"config.data.policy = 'laso' is a protocol for COCO, not for {config.name}")
@@ -76,13 +73,18 @@ def load(config: Any) -> ImageDataset:
 
 
 def is_available(config: Any) -> bool:
-    """Whether ``load`` has something to start from: generated data, the source folder or a prepared copy."""
+    """Whether there is data to load: generated, a source folder, or a prepared copy."""
     return config.name == "scenes" or prepared.is_available(config.name, config.source, config.prepared_dir)
 
 
 def layout(name: str) -> str:
-    """Where a dataset of photos comes from and how its folder looks, in a sentence."""
+    """Says in a sentence how to get a dataset of photos and how to arrange its folder."""
     return _module(name).LAYOUT
+
+
+def usual_policy(name: str) -> str:
+    """Which images a split may use where a config does not say; "" for generated data."""
+    return "" if name == "scenes" else _module(name).POLICY
 
 
 def _module(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The data card: what a dataset and its splits hold, as plain text."""
+"""The data card: the contents of a dataset and its splits as plain text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ LABEL_WIDTH = 44
 
 
 def data_card(dataset: ImageDataset) -> str:
-    """A plain-text card of at most 100 columns.
+    """A plain-text card of at most 100 columns, without a final newline.
 
-    It tells how many images and labels each split has, how many of the split's own labels its images carry (mean, and
-    how many images carry 1, 2, 3, or 4 and more), and in how many images of each split every label is positive.
-
-    Args:
-      dataset: any dataset.
-
-    Returns:
-      The card, without a final newline.
+    It counts the images and labels of each split, the split's own labels per image (mean, and images with 1, 2, 3, or 4
+    and more), and the images of each split in which every label is positive.
     """
     n_images, n_labels = dataset.labels.shape
     used = np.unique(np.concatenate([dataset.splits[split].images for split in SPLITS]))

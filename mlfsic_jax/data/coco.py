@@ -28,17 +28,17 @@ TRAINING_SET = "train2014"
 IMAGE_SETS = (TRAINING_SET, "val2014")
 POLICY = "exclusive"
 LAYOUT = (
-    "COCO comes from https://cocodataset.org/#download: unpack train2014.zip, val2014.zip and "
-    "annotations_trainval2014.zip into one folder and give it; it then holds train2014/, val2014/ and "
-    "annotations/instances_train2014.json, instances_val2014.json"
+    "Get COCO with: python -m mlfsic_jax.fetch coco, or unpack train2014.zip, val2014.zip and "
+    "annotations_trainval2014.zip of https://cocodataset.org/#download into one folder; give the folder that holds "
+    "train2014/, val2014/ and annotations/instances_train2014.json, instances_val2014.json"
 )
 
 
 def scan(source: pathlib.Path) -> prepared.Source:
-    """Lists the photos and instance files of whichever of the two sets is there.
+    """Lists the photos and instances files of the sets found.
 
-    Images are called ``"train2014/COCO_train2014_000000000009"``. A label is positive if the image has any annotated
-    instance of it, crowds included.
+    Images are named like ``"train2014/COCO_train2014_000000000009"``. A label is positive if the image has any
+    annotated instance of it, crowds included.
     """
     annotations = {name: source / "annotations" / f"instances_{name}.json" for name in IMAGE_SETS}
     sets = [name for name in IMAGE_SETS if annotations[name].is_file() or (source / name).is_dir()]
@@ -75,25 +75,21 @@ def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepare
                     f"{path} has the category {shown(unknown[0])}, which is none of COCO's 80: get it again"
                 )
             examples.append(prepared.Example(f"{name}/{stem}", photo, labels))
-    missing = prepared.missing_photos([example.photo for example in examples], source)
-    if missing:
-        raise InputError(f"{missing}. Finish the download, or move that set and its instances file away")
+    if absent := prepared.missing([example.photo for example in examples], source):
+        raise InputError(f"{absent}. Finish the download, or move that set and its instances file away")
     notes = [f"COCO 2014: {' and '.join(annotations)}; any annotated instance makes a label positive."]
     return prepared.Contents(LABEL_NAMES, sorted(examples), notes)
 
 
 def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathlib.Path, Sequence[str]]]:
-    """The images of a COCO instances file with their labels.
+    """(File name without its ending, photo, sorted label names) of every image in a COCO instances file.
 
     Args:
       path: JSON with "images" (id, file_name), "annotations" (image_id, category_id) and "categories" (id, name).
-      folder: where its photos are.
-
-    Returns:
-      (file name without its ending, photo, sorted label names) of every image, annotated or not.
+      folder: of the photos.
 
     Raises:
-      InputError: the file is no such JSON, it refers to an image or category that it does not have, or has one twice.
+      InputError: the file is no such JSON, refers to an unknown image or category, or has one twice.
     """
     try:
         content = read_json(path)

@@ -1,29 +1,29 @@
 """Vectors of labels from text encoders: BERT, its fine-tuned relatives, and CLIP. Needs the extra ``[text]``.
 
-Yan et al. 2025 (MMCI), section 5.1.3, names the methods and little else; what follows is from each method's own source.
-"Reading" marks what the sources leave open.
+Yan et al. 2025 (MMCI), section 5.1.3, only names the methods; the rest is from each method's own source. "Reading"
+marks what the sources leave open.
 
-``mirrorbert``: Liu et al., EMNLP 2021. The label alone; the last layer at [CLS]. The model card of
-  cambridgeltl/mirror-bert-base-uncased-word says to use [CLS], and so does the authors' code.
+``mirrorbert``: Liu et al., EMNLP 2021. The label alone; the last layer at [CLS], as the model card of
+  cambridgeltl/mirror-bert-base-uncased-word and the authors' code have it.
 ``bert_biencoder``: Gajbhiye et al., COLING 2022. ``LABEL means [MASK]``, without a full stop; the last layer of the
-  concept encoder at [MASK], scaled to length 1, as in github.com/amitgajbhiye/biencoder_concept_property. Reading: of
-  the published weights we take bb_gkb_cnet_plus_cnet_has_property.pt, BERT-base and the README's default.
+  concept encoder at [MASK], scaled to length 1, as in github.com/amitgajbhiye/biencoder_concept_property. Reading: the
+  published weights bb_gkb_cnet_plus_cnet_has_property.pt, BERT-base and the README's default.
 ``mirrorwic``: Liu et al., CoNLL 2021. A sentence with the label; the mean of the last four layers (hidden states 9 to
   12) over the mention's word pieces, as in the evaluation scripts of github.com/cambridgeltl/MirrorWiC.
 ``bert_avg``: Li et al., IJCAI 2021. A sentence in which one [MASK] stands for the mention; the last layer there. Li et
-  al. also try unmasked mentions, the mean over word pieces, and find that masking is what makes the vectors good. MMCI
-  does not say which of the two it takes. Reading: the masked one, BERT-base, as the same authors' WGA (Yan et al.,
-  AAAI 2022) writes "BERT-base with masking". Li et al.'s filtering of mentions is not part of it.
-``bert_concn``: Li et al., SIGIR 2023 (ConCN; the name does not stand for a concatenation). As ``bert_avg``, but BERT is
-  fine-tuned first, so that masked mentions with the same ConceptNet property are close. We found no published weights:
-  they come from run_finetune_with_ds.py of github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the
-  end too, as it is in the fine-tuning and in their extract_mv_mask.py.
+  al. also try unmasked mentions and find masking better; MMCI does not say which it takes. Reading: the masked one,
+  BERT-base, as the same authors' WGA (Yan et al., AAAI 2022) writes "BERT-base with masking". Without Li et al.'s
+  filtering of mentions.
+``bert_concn``: Li et al., SIGIR 2023 (ConCN; the name does not stand for a concatenation). As ``bert_avg``, with BERT
+  first fine-tuned to bring masked mentions with the same ConceptNet property close. No weights are published: they come
+  from run_finetune_with_ds.py of github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the end too, as
+  in the fine-tuning and in their extract_mv_mask.py.
 ``clip``: Radford et al., ICML 2021. ``a photo of a LABEL``, MMCI's prompt; the projected text embedding, not scaled.
-  Reading: ViT-B/32, the one that MMCI's table 6 puts together with these word vectors.
+  Reading: ViT-B/32, which MMCI's table 6 combines with these word vectors.
 
-The encoders in context average over sentences that mention the label; MMCI takes 500 of Wikipedia at random. A sentence
-counts if it has the label as written, in any case, between word boundaries: plurals do not count, and of several
-mentions the first is taken. A label with commas or slashes is a list of synonyms, of which any counts.
+Encoders in context average over sentences that mention the label; MMCI takes 500 of Wikipedia at random. A sentence
+counts if it has the label as written, in any case, between word boundaries; plurals do not count, and the first of
+several mentions is taken. A label with commas or slashes is a list of synonyms.
 """
 
 from __future__ import annotations
@@ -44,27 +44,17 @@ from mlfsic_jax.system.untrusted import expand
 
 
 class Encoder(NamedTuple):
-    """How a label's vector is taken from a text encoder.
+    """How to take a label's vector from a text encoder."""
 
-    Attributes:
-      model: the published model on huggingface.co, or None if there is none.
-      dimension: length of that model's vectors.
-      prompt: the text, with {label} and {mask}; None if it takes sentences that mention the label.
-      at: where the vector is read: "cls", "mask", "mention", or "projection" (CLIP).
-      layers: how many of the last layers are averaged.
-      unit: whether the vector is scaled to length 1.
-      prefix: what the keys of the network begin with in a checkpoint of the authors; "" if there are none.
-      weights: that checkpoint, (repository, file) on huggingface.co, or None.
-    """
-
-    model: str | None
-    dimension: int | None
+    model: str | None  # the published model on huggingface.co, if any.
+    dimension: int | None  # length of that model's vectors
+    # the text, with {label} and {mask}; None for encoders in context, which take sentences with the label
     prompt: str | None
-    at: str
-    layers: int = 1
-    unit: bool = False
-    prefix: str = ""
-    weights: tuple[str, str] | None = None
+    at: str  # where to read the vector: "cls", "mask", "mention", or "projection" (CLIP)
+    layers: int = 1  # number of last layers to average
+    unit: bool = False  # whether to scale the vector to length 1
+    prefix: str = ""  # start of the network's keys in the authors' checkpoints; "" if there are none
+    weights: tuple[str, str] | None = None  # such a checkpoint, (repository, file) on huggingface.co.
 
 
 ENCODERS = {
@@ -106,71 +96,38 @@ def encode_labels(
       encoder: a name of ``ENCODERS``.
       display_names: C names as people write them, e.g. ``"dining table"``.
       model: a name on huggingface.co or a folder with a model and its tokeniser; by default the published model.
-      weights: a ``.pt`` file of the authors' code whose network replaces the model's; by default the published one, if
+      weights: a ``.pt`` file of the authors' code that replaces the model's weights; by default the published one, if
         there is one and ``model`` is not given.
-      mentions: for each label the sentences that mention it (``read_sentences``), for an encoder in context.
+      mentions: per label, the sentences that mention it (``read_sentences``); only for encoders in context.
       batch_size: texts per step.
-      local_files_only: whether to use only what is on this machine already; a folder as ``model`` needs no network.
+      local_files_only: use only files that are on this machine; a folder as ``model`` needs no network anyway.
 
     Returns:
       float32 [C, d].
 
     Raises:
-      InputError: PyTorch or transformers is not installed, or the model or its weights cannot be loaded, or a label's
-        mentions all lie beyond the longest text that the model takes.
+      InputError: PyTorch or transformers is missing, the model or its weights cannot be loaded, or all mentions of a
+        label lie beyond the longest text that the model reads.
     """
     spec = ENCODERS[encoder]
     if model is None and spec.model is None:
         raise InputError(
-            f"encoder {encoder} has no published model: fine-tune one with the authors' code (text_encoders.py says "
+            f"encoder {encoder} has no published model: fine-tune one with the authors' code (data/encoders.py says "
             "which) and give --model=NAME_OR_FOLDER and, unless that is a folder with the result, --weights=FILE.pt"
         )
-    torch, transformers = _libraries()
-    transformers.logging.set_verbosity_error()  # it reports parts of a checkpoint that are not needed; see missing
-    network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
-    source = model or spec.model
-    in_folder = expand(source).is_dir()
-    if in_folder:
-        source = str(expand(source))
-    try:
-        # A model may bring code of its own; transformers would ask whether to run it. Pickles are read as bare tensors.
-        options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
-        with _offline(local_files_only or in_folder):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            network, loaded = network_class.from_pretrained(
-                source, output_loading_info=True, weights_only=True, **options
-            )
-    except Exception as error:  # the hub, transformers, tokenizers, safetensors and torch raise errors of all kinds
-        raise InputError(
-            f"the model {source} cannot be loaded: {_first_line(error)}. Give --model=NAME_OR_FOLDER with a model of "
-            f"huggingface.co or a folder that holds one (config, weights, tokeniser); {encoder}'s is {spec.model}"
-        ) from error
-    missing = [key for key in sorted(loaded["missing_keys"]) if "pooler" not in key]  # would be random
-    if missing:
-        raise InputError(f"{encoder} cannot use {source}: it has no {missing[0]}, which {spec.model or 'BERT'} has")
-    token = {"cls": "cls_token", "mask": "mask_token"}.get(spec.at, "pad_token")
-    if not tokenizer.is_fast or getattr(tokenizer, token) is None:
-        raise InputError(f"{encoder} cannot use {source}: its tokeniser has no {token}, or no offsets of tokens")
-    if weights is None and model is None and spec.weights:
-        with _offline(local_files_only):
-            weights = _download(*spec.weights, local_files_only)
-    if weights is not None:
-        _load_weights(network, expand(weights), spec.prefix)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.eval().float().to(device)
-
+    tokenizer, network, source = _load(encoder, model, weights, local_files_only)
     if spec.prompt is not None:
         mentions = [[_prompted(spec.prompt, name, tokenizer.mask_token)] for name in display_names]
     elif spec.at == "mask":
         mentions = [[_masked(mention, tokenizer.mask_token) for mention in group] for group in mentions]
     labels = np.repeat(np.arange(len(display_names)), [len(group) for group in mentions])
     flat = [mention for group in mentions for mention in group]
-    order = sorted(range(len(flat)), key=lambda i: len(flat[i].text))  # texts of like length, to pad little
+    order = sorted(range(len(flat)), key=lambda i: len(flat[i].text))  # similar lengths together: less padding
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     sums, counts = None, np.zeros(len(display_names), np.int64)
     for rows in track(batches, total=len(batches), description=f"encoding with {encoder}", unit="batches"):
-        vectors, found = _encode_batch(spec, tokenizer, network, [flat[i] for i in rows], device)
+        vectors, found = _encode_batch(spec, tokenizer, network, [flat[i] for i in rows])
         sums = np.zeros((len(display_names), vectors.shape[1])) if sums is None else sums
         np.add.at(sums, labels[rows][found], vectors[found])
         np.add.at(counts, labels[rows][found], 1)
@@ -182,24 +139,55 @@ def encode_labels(
     return (sums / counts[:, None]).astype(np.float32)
 
 
+def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool) -> tuple[Any, Any, str]:
+    """The tokeniser, the network on its device, and the model's name; arguments as for ``encode_labels``."""
+    spec = ENCODERS[encoder]
+    torch, transformers = _libraries()
+    transformers.logging.set_verbosity_error()  # it reports unneeded parts of a checkpoint; see missing below
+    network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
+    source = model or spec.model
+    in_folder = expand(source).is_dir()
+    if in_folder:
+        source = str(expand(source))
+    try:
+        # No code of a model's own, about which transformers would ask; pickles are read as bare tensors.
+        options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
+        with _offline(local_files_only or in_folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            network, loaded = network_class.from_pretrained(
+                source, output_loading_info=True, weights_only=True, **options
+            )
+    except Exception as error:  # the hub, transformers, tokenizers, safetensors and torch raise errors of all kinds
+        raise InputError(
+            f"the model {source} cannot be loaded: {_first_line(error)}. Give --model=NAME_OR_FOLDER with a model of "
+            f"huggingface.co or a folder that holds one (config, weights, tokeniser); {encoder}'s is {spec.model}"
+        ) from error
+    missing = [key for key in sorted(loaded["missing_keys"]) if "pooler" not in key]  # would stay random
+    if missing:
+        raise InputError(f"{encoder} cannot use {source}: it has no {missing[0]}, which {spec.model or 'BERT'} has")
+    token = {"cls": "cls_token", "mask": "mask_token"}.get(spec.at, "pad_token")
+    if not tokenizer.is_fast or getattr(tokenizer, token) is None:
+        raise InputError(f"{encoder} cannot use {source}: its tokeniser has no {token}, or no offsets of tokens")
+    if weights is None and model is None and spec.weights:
+        with _offline(local_files_only):
+            weights = _download(*spec.weights, local_files_only)
+    if weights is not None:
+        _load_weights(network, expand(weights), spec.prefix)
+    return tokenizer, network.eval().float().to("cuda" if torch.cuda.is_available() else "cpu"), source
+
+
 def _encode_batch(
-    spec: Encoder, tokenizer: Any, network: Any, mentions: list[Mention], device: str
+    spec: Encoder, tokenizer: Any, network: Any, mentions: list[Mention]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors float64 [B, d] of texts, and bool [B]: whether the mention was within the longest text."""
+    """Vectors float64 [B, d] of texts, and bool [B]: whether the text was read as far as the mention."""
     import torch
 
     longest = min(tokenizer.model_max_length, network.config.max_position_embeddings)
-    batch = tokenizer(
-        [mention.text for mention in mentions],
-        padding=True,
-        truncation=True,
-        max_length=longest,
-        return_offsets_mapping=True,
-        return_tensors="pt",
-    )
+    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+    batch = tokenizer([mention.text for mention in mentions], return_offsets_mapping=True, **options)
     offsets = batch.pop("offset_mapping").numpy()  # [B, T, 2], the characters of each token; (0, 0) for special tokens
     with torch.no_grad():
-        outputs = network(**batch.to(device), output_hidden_states=spec.layers > 1)
+        outputs = network(**batch.to(network.device), output_hidden_states=spec.layers > 1)
     if spec.at == "projection":
         vectors = outputs.text_embeds.double().cpu().numpy()
         return vectors, np.ones(len(mentions), bool)
@@ -241,7 +229,7 @@ def _libraries() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Keeps the hub's client from the network: even to find local files, it asks the hub for other things."""
+    """Keeps the hub's client off the network, which it would ask even when the files are local."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -294,21 +282,21 @@ def read_sentences(
     max_sentences: int = 500,
     seed: int = 0,
 ) -> list[list[Mention]]:
-    """Reads sentences that mention labels and draws some of them at random; says on standard error how many.
+    """Reads sentences that mention labels, draws some of them at random, and prints how many to standard error.
 
     Args:
-      path: UTF-8 text with lines ``label<TAB>sentence``; the label is a label name or a display name. Lines of other
-        labels are passed over, so that one file serves several datasets.
+      path: UTF-8 text with lines ``label<TAB>sentence``; the label is a label name or a display name. Other labels'
+        lines are skipped, so that one file serves several datasets.
       label_names: C names as the dataset spells them.
-      display_names: C names as people write them; what is looked for in the sentences.
-      max_sentences: of a label's sentences at most so many are taken, without replacement.
-      seed: of the draw; a label's draw does not depend on the other labels.
+      display_names: C names as people write them; looked for in the sentences.
+      max_sentences: per label, drawn without replacement.
+      seed: for the draw, which is independent for each label.
 
     Returns:
-      For each label its mentions, in the order of the file.
+      Per label, its mentions in the order of the file.
 
     Raises:
-      InputError: the file is missing or malformed (the line is named), or some labels have no sentence (all listed).
+      InputError: the file is missing or malformed (naming the line), or some labels have no sentence (naming all).
     """
     path = expand(path)
     column = {key: i for names in (display_names, label_names) for i, key in enumerate(names)}

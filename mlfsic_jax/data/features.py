@@ -37,37 +37,23 @@ _COMMIT_EVERY = 8  # batches between two notes of progress
 
 
 class View(NamedTuple):
-    """One split as training and evaluation see it.
+    """One split as training and evaluation see it."""
 
-    Attributes:
-      inputs: ``rows int [B] -> array [B, ...]``, the model's inputs (local features or photos) of the split's images.
-      labels: bool [I, C].
-      word_vectors: float32 [C, d_w].
-      label_names: C names, for messages.
-      support: bool [I] or None, see ``data.Split``.
-    """
-
+    # ``rows int [B] -> array [B, ...]``, the model's inputs (local features or photos) of the split's images.
     inputs: Callable[[np.ndarray], np.ndarray]
-    labels: np.ndarray
-    word_vectors: np.ndarray
-    label_names: tuple[str, ...]
-    support: np.ndarray | None = None
+    labels: np.ndarray  # bool [I, C]
+    word_vectors: np.ndarray  # float32 [C, d_w]
+    label_names: tuple[str, ...]  # C names, for messages
+    support: np.ndarray | None = None  # bool [I] or None, see ``data.Split``.
 
 
 class Cache(NamedTuple):
-    """Precomputed model inputs of a dataset.
+    """Precomputed model inputs of a dataset."""
 
-    Attributes:
-      shape: (I, ...) of all rows.
-      dtype: of a row: float16 local features [h, w, n], or uint8 photos [S, S, 3].
-      skipped: photo name -> why it could not be read; their rows are zero and no split may use them.
-      path: the cache's folder.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    skipped: dict[str, str]
-    path: Path
+    shape: tuple[int, ...]  # (I, ...) of all rows.
+    dtype: np.dtype  # of a row: float16 local features [h, w, n], or uint8 photos [S, S, 3]
+    skipped: dict[str, str]  # photo name -> why it could not be read; their rows are zero and no split may use them
+    path: Path  # the cache's folder
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The rows int [...] as an array [..., *one row].

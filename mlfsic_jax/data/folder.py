@@ -1,11 +1,9 @@
-"""A user's own photos: a folder, and what says which labels each photo has.
-
-Found in the folder, in this order:
+"""A user's own photos: a folder, and their labels in one of these forms, tried in this order:
 
 - ``labels.csv`` with the columns ``file`` and ``labels``, several labels separated by ``|``: ``beach.jpg,sand|sea``;
 - ``labels.csv`` with the column ``file`` and one column of 0 and 1 per label;
 - ``labels.json``, a COCO instances file;
-- one sub-folder per label. A photo with several labels stands in several: copies and links of a file are one image.
+- one sub-folder per label. Photos with several labels stand in several: copies and links of a file are one image.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ LAYOUT = (
 
 
 def scan(source: pathlib.Path) -> prepared.Source:
-    """Lists the photos and reads which labels they have; images are called by their path in the folder."""
+    """Lists the photos and reads their labels; images are named by their path in the folder."""
     if not source.is_dir():
         raise InputError(f"source {source} is not a folder. {LAYOUT}")
     table, instances_file = source / "labels.csv", source / "labels.json"
@@ -43,9 +41,8 @@ def scan(source: pathlib.Path) -> prepared.Source:
         labels, described_by = {photo: names for _, photo, names in found}, [instances_file]
     else:
         labels, described_by = _from_folders(source), []
-    missing = prepared.missing_photos(list(labels), source)
-    if missing:
-        raise InputError(f"{missing}. Correct {described_by[0] if described_by else 'the folder'}")
+    if absent := prepared.missing(list(labels), source):
+        raise InputError(f"{absent}. Correct {described_by[0] if described_by else 'the folder'}")
     examples = sorted(
         prepared.Example(photo.relative_to(source).as_posix(), photo, sorted(names)) for photo, names in labels.items()
     )
@@ -59,17 +56,17 @@ def scan(source: pathlib.Path) -> prepared.Source:
 
 
 def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.Path, list[str]], list[str]]:
-    """Reads which labels photos have, from a file in either of the two forms of ``labels.csv``.
+    """Reads a file in either of the two forms of ``labels.csv``.
 
     Args:
-      path: the file; the photos' paths in it start from its folder.
-      anywhere: the photos may lie outside of that folder.
+      path: the file; photos are relative to its folder.
+      anywhere: allows photos outside of that folder.
 
     Returns:
-      Photo -> its labels, and the labels that the file names, those without a photo too.
+      Photo -> its labels, and all labels that the file names, with or without a photo.
 
     Raises:
-      InputError: the file cannot be read or is malformed; the line is named.
+      InputError: the file cannot be read or is malformed (naming the line).
     """
     labels: dict[pathlib.Path, list[str]] = {}
     try:
@@ -78,10 +75,8 @@ def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.P
             reader = csv.DictReader(file, strict=True)
             columns = [column.strip() for column in reader.fieldnames or ()]
             if columns[:1] != ["file"] or len(columns) < 2 or "" in columns:
-                raise InputError(
-                    f"{path}, line 1: the columns must be file,labels or file and one column per label, "
-                    f"not {shown(columns)}"
-                )
+                forms = "file,labels or file and one column per label"
+                raise InputError(f"{path}, line 1: the columns must be {forms}, not {shown(columns)}")
             columns = ["file", *(label_name(column, f"{path}, line 1") for column in columns[1:])]
             if len(set(columns)) != len(columns):
                 raise InputError(f"{path}, line 1: a column occurs twice in {shown(columns)}")
@@ -93,9 +88,8 @@ def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.P
                 names = _names(row, columns, where)
                 photo = photo_path(row["file"].strip(), where, path.parent, anywhere)
                 if path.parent / photo in labels:
-                    raise InputError(
-                        f"{where}: {shown(row['file'])} occurs twice; put all labels of a photo into one line"
-                    )
+                    twice = shown(row["file"])
+                    raise InputError(f"{where}: {twice} occurs twice; put all labels of a photo into one line")
                 labels[path.parent / photo] = names
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): save it as CSV in UTF-8") from error
@@ -119,7 +113,7 @@ def _names(row: dict[str, str], columns: list[str], where: str) -> list[str]:
 
 
 def _from_folders(source: pathlib.Path) -> dict[pathlib.Path, set[str]]:
-    """Files of the same content are one image, called by the first of them."""
+    """Photo -> its labels; files of equal content are one image, named after the first."""
     by_size = collections.defaultdict(list)
     for label, photo in _photos(source):
         by_size[photo.stat().st_size].append((label, photo))

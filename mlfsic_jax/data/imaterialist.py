@@ -22,15 +22,15 @@ DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"
 _MAX_FIELD = 2**31 - 1  # characters: a segment's outline is one long field
 LAYOUT = (
-    "iMaterialist comes from https://www.kaggle.com/c/imaterialist-fashion-2019-FGVC6/data: give the folder that holds "
+    "Get iMaterialist from https://www.kaggle.com/c/imaterialist-fashion-2019-FGVC6/data and give the folder with "
     "train.csv, label_descriptions.json and train/"
 )
 
 
 def scan(source: pathlib.Path) -> prepared.Source:
-    """Lists the photos of ``train/``; images are called by their file name without its ending.
+    """Lists the photos of ``train/``; images are named like their files without the ending.
 
-    A label is positive if the photo has a segment of it; the segments' attributes are not labels.
+    A label is positive if the photo has a segment of it; attributes of segments are not labels.
     """
     table, descriptions, photos = source / "train.csv", source / "label_descriptions.json", source / "train"
     absent = [path for path in (table, descriptions) if not path.is_file()] + [photos] * (not photos.is_dir())
@@ -68,9 +68,8 @@ def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path)
     for image, found in labels.items():
         photo = photos / image if pathlib.PurePath(image).suffix else photos / f"{image}.jpg"
         examples.append(prepared.Example(photo.stem, photo, sorted(found)))
-    missing = prepared.missing_photos([example.photo for example in examples], photos.parent)
-    if missing:
-        raise InputError(f"{missing}. Finish the download")
+    if absent := prepared.missing([example.photo for example in examples], photos.parent):
+        raise InputError(f"{absent}. Finish the download")
     return prepared.Contents(LABEL_NAMES, sorted(examples), ["iMaterialist (Fashion) 2019: the photos of train.csv."])
 
 

@@ -26,17 +26,17 @@ DISPLAY_NAMES: dict[str, str] = {}
 PHOTO_FOLDERS = ("Flickr", "images", "Images", "image")
 POLICY = "leakfree"
 LAYOUT = (
-    "NUS-WIDE's ground truth comes from https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/ "
-    "NUS-WIDE.html and unpacks to Groundtruth/AllLabels and ImageList; put the photos into a folder Flickr or images "
-    "beside them and give the folder that holds all three"
+    "NUS-WIDE's ground truth, Groundtruth/AllLabels and ImageList, comes from "
+    "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html; put the photos into a folder "
+    "Flickr or images beside them and give the folder that holds all three"
 )
 
 
 def scan(source: pathlib.Path) -> prepared.Source:
-    """Lists the photos that are there and the files of the ground truth.
+    """Lists the photos found and the files of the ground truth.
 
-    Images are called as in the image list, ``"actor/0001_2124494179"``. A photo lies under that name in one of the
-    folders Flickr, images, Images, image, or in it directly as ``0001_2124494179.jpg``, as repackaged copies have it.
+    Images are named as in the image list, ``"actor/0001_2124494179"``. Photos lie under these names in one of the
+    folders Flickr, images, Images, image, or, as in repackaged copies, directly in it as ``0001_2124494179.jpg``.
     """
     image_list = source / "ImageList" / "Imagelist.txt"
     truth = [source / "Groundtruth" / "AllLabels" / f"Labels_{label}.txt" for label in LABEL_NAMES]

@@ -1,8 +1,8 @@
 """Prepares a dataset's photos for training, once: python -m mlfsic_jax.data.prepare --dataset=NAME --source=DIR.
 
-It ends in a data card and a list of the photos that cannot be read. Run again, it goes on where it was stopped. With
---download the official archives of VOC or COCO are fetched first, and the word vectors and backbone weights that are
-asked for; without it nothing is fetched.
+Prints a data card and the photos that cannot be read. Run again after an interruption, it resumes. With --download it
+first fetches the archives of VOC or COCO and what --embedding and --backbone name; without it nothing is fetched.
+``python -m mlfsic_jax.fetch`` fetches files without preparing a dataset.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import types
 from collections.abc import Sequence
 
 from mlfsic_jax import data
-from mlfsic_jax.backbones import BACKBONES, published_files
-from mlfsic_jax.data import download
+from mlfsic_jax.backbones import BACKBONES
+from mlfsic_jax.data import assets, download
 from mlfsic_jax.system.command import Parser, cli_errors
 from mlfsic_jax.system.errors import InputError
 
@@ -22,14 +22,15 @@ _UNPACKED = {"voc": "VOCdevkit", "coco": "coco"}  # dataset -> its folder in the
 
 
 def prepare(flags: argparse.Namespace) -> data.ImageDataset:
-    """Downloads where asked to, makes or finishes the prepared copy, and prints what it holds.
+    """Downloads if asked to, makes or finishes the prepared copy, and prints its data card.
 
     Raises:
       InputError: the dataset cannot be downloaded, read or written.
     """
     source = flags.source or str(pathlib.Path(flags.data_dir) / _UNPACKED.get(flags.dataset, flags.dataset))
     if flags.download:
-        download.fetch_and_unpack(_assets(flags), flags.data_dir)
+        wanted = assets.find(_downloads(flags), assets.with_backbones(BACKBONES))
+        download.fetch_and_unpack(wanted, flags.data_dir)
     config = types.SimpleNamespace(
         name=flags.dataset,
         source=source,
@@ -48,19 +49,19 @@ def prepare(flags: argparse.Namespace) -> data.ImageDataset:
     return dataset
 
 
-def _assets(flags: argparse.Namespace) -> list[download.Asset]:
-    """What --download, --embedding and --backbone ask for."""
-    if flags.dataset not in _UNPACKED:
-        raise InputError(f"--download knows the archives of {' and '.join(_UNPACKED)}; {data.layout(flags.dataset)}")
-    if flags.source:
-        raise InputError(f"--download puts {flags.dataset} into --data_dir={flags.data_dir}: leave --source out")
-    assets = list(download.ASSETS[flags.dataset])
-    if flags.embedding:
-        assets += download.ASSETS["glove"]
-    if flags.backbone:
-        licence = BACKBONES[flags.backbone].pretrained
-        assets += [download.weights(file.url, file.sha256, licence) for file in published_files(flags.backbone)]
-    return assets
+def _downloads(flags: argparse.Namespace) -> list[str]:
+    """Names of the assets that --download fetches."""
+    names = [name for name in (flags.embedding, flags.backbone) if name]
+    if flags.dataset in _UNPACKED:
+        if flags.source:
+            raise InputError(f"--download puts {flags.dataset} into --data_dir={flags.data_dir}: leave --source out")
+        return [flags.dataset, *names]
+    if not names:
+        known = " and ".join(_UNPACKED)
+        raise InputError(
+            f"--download knows the archives of {known}, --embedding and --backbone; {data.layout(flags.dataset)}"
+        )
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,14 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", default="", help="the dataset's folder; default: where --download puts it")
     parser.add_argument("--prepared_dir", default="cache/datasets", help="default cache/datasets, as in the configs")
     parser.add_argument("--policy", default="", help="leakfree, exclusive, or COCO's laso; default: the dataset's own")
-    parser.add_argument("--split", default="", help="of the labels: a JSON file, or auto; default: the published one")
-    parser.add_argument("--seed", type=int, default=0, help="of --split=auto")
-    parser.add_argument("--download", action="store_true", help="fetch the archives of VOC or COCO first")
+    parser.add_argument("--split", default="", help="label split: a JSON file, or auto; default: the published one")
+    parser.add_argument("--seed", type=int, default=0, help="for --split=auto")
+    parser.add_argument(
+        "--download", action="store_true", help="fetch first: the archives of VOC or COCO, --embedding, --backbone"
+    )
     parser.add_argument("--data_dir", default="data", help="where downloads go; default data")
-    parser.add_argument("--embedding", choices=["glove"], help="with --download: fetch GloVe 6B too")
-    parser.add_argument("--backbone", choices=with_weights, help="with --download: fetch its published weights too")
+    parser.add_argument("--embedding", choices=["glove"], help="with --download: also fetch GloVe 6B")
+    parser.add_argument("--backbone", choices=with_weights, help="with --download: also fetch its published weights")
     flags = parser.parse_args(arguments)
-    with cli_errors("the same command goes on where it was stopped"):
+    with cli_errors("the same command resumes"):
         prepare(flags)
 
 

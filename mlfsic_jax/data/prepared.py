@@ -1,7 +1,7 @@
 """Prepared copies: a dataset's photos, byte for byte, in array_record files, and a small table of names and labels.
 
-Photos in a hundred thousand files are slow to list and to read; a copy is a few dozen files with random access, written
-and read by TFDS, which needs no TensorFlow for that. It is made in parts, so that an interrupted run goes on.
+A hundred thousand photo files are slow to list and to read; a copy is a few dozen files with random access, written and
+read by TFDS (without TensorFlow). It is made in parts, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.files import lock, sha256
+from mlfsic_jax.system.files import atomic, lock, sha256
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reason, shown
 
@@ -37,29 +37,17 @@ _READERS = 4
 
 
 class Example(NamedTuple):
-    """One photo of a source folder.
+    """One photo of a source folder."""
 
-    Attributes:
-      name: unique in the dataset.
-      photo: its file.
-      labels: names of the labels that it has.
-      ignored: names of labels that play no part in the choice of images, see ``splits.split_images``.
-    """
-
-    name: str
-    photo: pathlib.Path
-    labels: Sequence[str]
+    name: str  # unique in the dataset
+    photo: pathlib.Path  # its file
+    labels: Sequence[str]  # names of its labels
+    # names of labels that do not count in the choice of images, see ``splits.split_images``.
     ignored: Sequence[str] = ()
 
 
 class Contents(NamedTuple):
-    """What a source folder holds.
-
-    Attributes:
-      label_names: C names.
-      examples: in the order of their names.
-      notes: lines for the data card.
-    """
+    """The label names of a source folder, its examples in the order of their names, and notes for the data card."""
 
     label_names: Sequence[str]
     examples: Sequence[Example]
@@ -67,43 +55,25 @@ class Contents(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A source folder that was listed, its annotations perhaps not read yet.
+    """A listed source folder."""
 
-    Attributes:
-      digest: hex digest that changes when photos or annotations change.
-      title: part of the copy's folder name.
-      read: reads the annotations.
-    """
-
-    digest: str
-    title: str
-    read: Callable[[], Contents]
+    digest: str  # hex digest that changes with the photos or annotations
+    title: str  # part of the copy's folder name
+    read: Callable[[], Contents]  # reads the annotations, if that has not been done
 
 
 class Copy(NamedTuple):
-    """A prepared copy, images in the order of their names.
+    """A prepared copy, images in the order of their names."""
 
-    Attributes:
-      names: str [I].
-      label_names: str [C].
-      labels: bool [I, C].
-      ignored: bool [I, C].
-      records: int64 [I, 2], the part in which a photo lies and its place there.
-      unreadable: str [I], why a photo cannot be read; empty where it can.
-      notes: str [N], lines for the data card.
-      digest: of the source.
-      path: its folder.
-    """
-
-    names: np.ndarray
-    label_names: np.ndarray
-    labels: np.ndarray
-    ignored: np.ndarray
-    records: np.ndarray
-    unreadable: np.ndarray
-    notes: np.ndarray
-    digest: str
-    path: pathlib.Path
+    names: np.ndarray  # str [I]
+    label_names: np.ndarray  # str [C]
+    labels: np.ndarray  # bool [I, C]
+    ignored: np.ndarray  # bool [I, C]
+    records: np.ndarray  # int64 [I, 2], the part that holds a photo, and the place there
+    unreadable: np.ndarray  # str [I], why a photo cannot be read, or ""
+    notes: np.ndarray  # str [N], lines for the data card
+    digest: str  # of the source
+    path: pathlib.Path  # its folder
 
 
 def open_or_prepare(
@@ -113,21 +83,20 @@ def open_or_prepare(
     scan: Callable[[pathlib.Path], Source],
     layout: str,
 ) -> Copy:
-    """The prepared copy that belongs to a source folder, made or finished where needed.
+    """The prepared copy of a source folder, made or finished if needed.
 
     Args:
       name: of the dataset, e.g. ``"voc"``.
-      source: the dataset's folder. It is needed only to prepare a copy: if it is gone and ``prepared_dir`` holds
-        exactly one prepared copy, that one is used.
-      prepared_dir: where prepared copies are kept. A source whose photos or annotations changed gets a new copy.
+      source: the dataset's folder. If it is missing and ``prepared_dir`` holds exactly one prepared copy, that is used.
+      prepared_dir: folder of prepared copies. A source whose photos or annotations changed gets a new one.
       scan: lists a source folder.
-      layout: how the folder is made, for error messages.
+      layout: how to get and arrange the source, for error messages.
 
     Raises:
       InputError: the source is missing, incomplete or malformed, or the prepared copy is damaged.
     """
     if not prepared_dir:
-        raise InputError(f"prepared_dir is empty: give a folder that can hold a copy of the photos of {name}")
+        raise InputError(f"prepared_dir is empty: give a folder for a copy of the photos of {name}")
     root = expand(prepared_dir) / f"{name}_photos"
     path = expand(source) if source else None
     if path is not None and path.exists():
@@ -143,7 +112,7 @@ def open_or_prepare(
                 raise InputError(f"the prepared copy of {name} cannot be made under {root}: {error}") from error
         return _read_table(copy)
     copy = _only_copy(name, path, root, layout)
-    note = f"The source folder {path or '(none given)'} is absent: the prepared copy {copy} is used."
+    note = f"The source folder {path or '(none given)'} is absent: using the prepared copy {copy}."
     print(note, file=sys.stderr, flush=True)
     table = _read_table(copy)
     return table._replace(notes=np.array([*table.notes, note]))
@@ -167,16 +136,17 @@ def digest(parts: Sequence[Any]) -> str:
     return total.hexdigest()
 
 
-def missing_photos(paths: Sequence[pathlib.Path], source: pathlib.Path) -> str:
-    """Which of the photos are missing or empty, as the start of a message; "" if none is."""
-    missing = [path for path in paths if not _size(path)]
-    if not missing:
+def missing(paths: Sequence[pathlib.Path], source: pathlib.Path, what: str = "photos that the annotations name") -> str:
+    """Tells which files are missing or empty, as the start of a message; "" if none is."""
+    absent = [path for path in paths if not size(path)]
+    if not absent:
         return ""
-    first = ", ".join(str(path.relative_to(source))[:200] for path in missing[:3]) + (", .." * (len(missing) > 3))
-    return f"{len(missing)} of the {len(paths)} photos that the annotations name are missing or empty: {first}"
+    first = ", ".join(str(path.relative_to(source))[:200] for path in absent[:3]) + (", .." * (len(absent) > 3))
+    return f"{len(absent)} of the {len(paths)} {what} are missing or empty under {source}: {first}"
 
 
-def _size(path: pathlib.Path) -> int:
+def size(path: pathlib.Path) -> int:
+    """A file's size in bytes; 0 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -184,18 +154,18 @@ def _size(path: pathlib.Path) -> int:
 
 
 def photos(copy: Copy) -> Callable[[int], np.ndarray]:
-    """``i -> uint8 [H, W, 3]``: random access to the photos of a copy; its files are opened at the first call."""
+    """``i -> uint8 [H, W, 3]``: random access to the photos of a copy, whose files are opened when first needed."""
     opening = threading.Lock()
 
     @functools.cache
     def records(part: int) -> Sequence[dict[str, Any]]:
-        return _open_records(copy.path / _part_name(part))
+        return _open_records(_part_folder(copy.path, part))
 
     def load_image(i: int) -> np.ndarray:
         name = str(copy.names[i])
         part, place = copy.records[i].tolist()
         try:
-            with opening:  # two threads that silence TFDS at once would leave the program silent
+            with opening:  # two threads silencing TFDS at once would leave the program silent
                 opened = records(part)
             record = opened[place]
             if record["filename"].decode() != name:
@@ -207,38 +177,33 @@ def photos(copy: Copy) -> Callable[[int], np.ndarray]:
     return load_image
 
 
-# --- writing
-
-
-def _part_name(part: int) -> str:
-    return f"part_{part:05}"
+def _part_folder(copy: pathlib.Path, part: int) -> pathlib.Path:
+    return copy / f"part_{part:05}"
 
 
 def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Path) -> None:
-    """Writes the parts that are not there yet, then the table, which says that the copy is whole."""
+    """Writes the missing parts, then the table, whose presence marks the copy as complete."""
     examples = contents.examples
     if not examples:
         raise InputError(f"the source of {name} names no photo at all")
     twice = [photo for photo, n in collections.Counter(example.name for example in examples).items() if n > 1]
     if twice:
         raise InputError(f"the source of {name} calls two photos {shown(twice[0])}: rename one, endings do not count")
-    size = sum(_size(example.photo) for example in examples)
+    needed = sum(size(example.photo) for example in examples)
     copy.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(copy).free
     parts = [examples[i : i + _PART_SIZE] for i in range(0, len(examples), _PART_SIZE)]
-    done = sum((copy / _part_name(i) / _PART_FILE).is_file() for i in range(len(parts)))
-    if done == 0 and free < size:
-        raise InputError(f"{copy} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set another folder")
+    done = sum((_part_folder(copy, i) / _PART_FILE).is_file() for i in range(len(parts)))
+    if done == 0 and free < needed:
+        raise InputError(f"{copy} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set another folder")
     if done:
         print(f"continuing the prepared copy {copy} at part {done} of {len(parts)}", file=sys.stderr, flush=True)
     remaining = sum(len(part) for part in parts[done:])
     with ThreadPoolExecutor(_READERS) as readers:
-        tracked = track(
-            _write_parts(name, parts, copy, readers), total=remaining, description=f"preparing {name}", unit="photos"
-        )
-        for _ in tracked:
+        written = _write_parts(name, parts, copy, readers)
+        for _ in track(written, total=remaining, description=f"preparing {name}", unit="photos"):
             pass
-    notes = [json.loads((copy / _part_name(i) / _PART_FILE).read_text()) for i in range(len(parts))]
+    notes = [json.loads((_part_folder(copy, i) / _PART_FILE).read_text()) for i in range(len(parts))]
     places = {n: (i, place) for i, note in enumerate(notes) for place, n in enumerate(note["names"])}
     unreadable = {n: why for note in notes for n, why in note["unreadable"].items()}
     column = {label: c for c, label in enumerate(contents.label_names)}
@@ -252,38 +217,36 @@ def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Pa
         "notes": np.array(contents.notes, dtype=str),
         "digest": np.array(source_digest),
     }
-    scratch = copy / f".{_TABLE_FILE}"  # np.savez would add .npz to another ending
-    np.savez_compressed(scratch, **table)
-    os.replace(scratch, copy / _TABLE_FILE)
+    with atomic(copy / _TABLE_FILE) as part, open(part, "wb") as file:  # given a path, np.savez would append .npz
+        np.savez_compressed(file, **table)
 
 
 def _write_parts(
     name: str, parts: Sequence[Sequence[Example]], copy: pathlib.Path, readers: ThreadPoolExecutor
 ) -> Iterator[Example]:
-    """Yields every photo once it was looked at; a part is written when its last one was."""
+    """Yields every photo after checking it; writes a part after its last photo."""
     for i, part in enumerate(parts):
-        if (copy / _part_name(i) / _PART_FILE).is_file():
+        if (_part_folder(copy, i) / _PART_FILE).is_file():
             continue
         unreadable = {}
         for example, why in zip(part, readers.map(_why_unreadable, part), strict=True):
             if why:
                 unreadable[example.name] = why
-            if example is not part[-1]:
-                yield example
-        _write_part(name, part, unreadable, copy / _part_name(i))
-        yield part[-1]
+            if example is part[-1]:
+                _write_part(name, part, unreadable, _part_folder(copy, i))
+            yield example
 
 
 def _why_unreadable(example: Example) -> str:
     try:
         decode_photo(example.photo, example.name)
+        return ""
     except InputError as error:
         return str(error)
-    return ""
 
 
 def _write_part(name: str, part: Sequence[Example], unreadable: dict[str, str], folder: pathlib.Path) -> None:
-    """Writes in a scratch folder and moves the result into place at the end: a part is whole or absent."""
+    """Writes to a scratch folder and moves the result into place: a part is whole or absent."""
     import tensorflow_datasets as tfds
 
     scratch = folder.parent / ".preparing"
@@ -311,11 +274,11 @@ def _label_matrix(label_lists: Sequence[Sequence[str]], column: dict[str, int]) 
 
 @functools.cache
 def _builder_class(builder_name: str) -> Any:
-    """The TFDS builder; made on demand because importing TFDS is slow and not everybody needs it."""
+    """The TFDS builder; made on demand, as importing TFDS is slow."""
     import tensorflow_datasets as tfds
 
     class Photos(tfds.core.GeneratorBasedBuilder):
-        """Photos as they are, under their names; labels stand in the table beside them."""
+        """Photos as they are, under their names; the table beside them holds their labels."""
 
         name = builder_name
         VERSION = tfds.core.Version(_VERSION)
@@ -325,10 +288,8 @@ def _builder_class(builder_name: str) -> Any:
             super().__init__(**options)
 
         def _info(self) -> Any:
-            features = {"image": tfds.features.Image(), "filename": tfds.features.Text()}
-            return tfds.core.DatasetInfo(
-                builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features)
-            )
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "filename": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {_TFDS_SPLIT: self._generate_examples()}
@@ -342,7 +303,7 @@ def _builder_class(builder_name: str) -> Any:
 
 @contextlib.contextmanager
 def _silent_tfds() -> Iterator[None]:
-    """Keeps TFDS's bars, log lines and prints from the screen; ours go to standard error."""
+    """Hides TFDS's progress bars, log lines and prints."""
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -355,9 +316,6 @@ def _silent_tfds() -> Iterator[None]:
     finally:
         tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)
-
-
-# --- reading
 
 
 def _only_copy(name: str, source: pathlib.Path | None, root: pathlib.Path, layout: str) -> pathlib.Path:

@@ -1,9 +1,8 @@
 """Built-in demonstration data: photo-like scenes of coloured shapes, rendered on the fly from a seed.
 
-A label is a colour and a shape (``"red circle"``). Every colour and every shape occurs among the training labels, but
-the validation and the novel labels are other combinations of them. An image shows one to four objects: one to three
-that carry labels of its own split, and distractors that carry none, because their shape or their colour is not in
-the vocabulary. Everything is a pure function of the seed, the split and the image's number; nothing is read or stored.
+A label is a colour and a shape (``"red circle"``). The training labels have every colour and every shape; validation
+and novel labels combine them otherwise. An image shows one to four objects: one to three with labels of its split, and
+distractors whose shape or colour is not in the vocabulary. Everything is a function of seed, split and image number.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from PIL import Image
 
 from mlfsic_jax.data.dataset import SPLITS, ImageDataset, Split
 
-GENERATOR_VERSION = 1  # raise it whenever the same seed renders other pixels or other labels
+GENERATOR_VERSION = 1  # increase it when a seed renders other pixels or labels
 
 COLOURS = {"red": 0, "yellow": 50, "green": 125, "blue": 215, "purple": 285}  # name -> hue in degrees
 SHAPES = ("circle", "square", "triangle", "star")
@@ -35,7 +34,7 @@ LABELS = tuple(label for split in SPLITS for label in LABELS_OF_SPLIT[split])
 
 LABELS_PER_IMAGE = (0.85, 0.14, 0.01)  # probability of one, two and three labelled objects
 MAX_OBJECTS = 4
-MIN_VISIBLE = 0.6  # share of an object that the objects in front of it must leave visible
+MIN_VISIBLE = 0.6  # least visible share of an object's area
 WORD_DIM = 50
 
 _OTHER_SHAPES = ("crescent", "bar", "ring", "cross")
@@ -46,25 +45,15 @@ _STREAM_LABELS, _STREAM_LAYOUT, _STREAM_PIXELS = range(3)
 
 
 class Thing(NamedTuple):
-    """One object of a scene, in units of the image's width.
+    """One object of a scene, in units of the image's width."""
 
-    Attributes:
-      label: column of its label, -1 for a distractor.
-      shape: one of ``SHAPES`` or of the distractors' shapes.
-      rgb: float [3] in 0..1.
-      centre: (x, y).
-      radius: distance from the centre to the outermost point.
-      stretch: ratio of its two axes.
-      angle: rotation in radians.
-    """
-
-    label: int
-    shape: str
-    rgb: np.ndarray
-    centre: tuple[float, float]
-    radius: float
-    stretch: float
-    angle: float
+    label: int  # column of its label, -1 for a distractor
+    shape: str  # one of ``SHAPES`` or ``_OTHER_SHAPES``
+    rgb: np.ndarray  # float [3] in 0..1.
+    centre: tuple[float, float]  # (x, y)
+    radius: float  # distance from the centre to the outermost point
+    stretch: float  # ratio of its two axes
+    angle: float  # rotation in radians
 
 
 def load(
@@ -74,14 +63,17 @@ def load(
     seed: int = 0,
     word_noise: float = 0.48,
 ) -> ImageDataset:
-    """Describes the scenes; an image is rendered when it is asked for.
+    """Describes the scenes; images are rendered on demand.
 
     Args:
-      image_size: side S of the square images; the same scene is rendered at whatever size.
+      image_size: side S of the square images in pixels; scenes do not depend on it.
       images_per_split: number of train, validation and novel images.
       seed: 0 <= seed < 2**32.
       word_noise: length of the noise in a label's word vector, relative to the sum of its colour's and its shape's
-        vector. The cosine between the two is about 1 / sqrt(1 + word_noise**2): 0.9 by default.
+        vector. The cosine between noisy and clean vector is about 1 / sqrt(1 + word_noise**2): 0.9 by default.
+
+    Raises:
+      ValueError: an argument out of range.
     """
     size = _integer("image_size", image_size, 16, 1024)
     seed = _integer("seed", seed, 0, 2**32 - 1)
@@ -126,7 +118,7 @@ def load(
 
 
 def word_vectors(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two float32 [20, 50]: the labels' word vectors, and the unit-length compositions without their noise."""
+    """Two float32 [20, 50]: the labels' word vectors, and their unit-length compositions without noise."""
     rng = np.random.default_rng([seed, len(SPLITS)])
     parts = {word: rng.standard_normal(WORD_DIM) for word in (*COLOURS, *SHAPES)}
     parts = {word: v / np.linalg.norm(v) for word, v in parts.items()}
@@ -137,7 +129,7 @@ def word_vectors(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scene_labels(seed: int, split: int, index: int) -> np.ndarray:
-    """int [1..3]: the distinct labels of one image. The first goes round the split's labels, the others are random."""
+    """int [1..3]: the distinct labels of one image. The first cycles through the split's labels, others are random."""
     rng = np.random.default_rng([seed, split, index, _STREAM_LABELS])
     columns = [LABELS.index(label) for label in LABELS_OF_SPLIT[SPLITS[split]]]
     first = columns.pop(index % len(columns))
@@ -146,7 +138,7 @@ def scene_labels(seed: int, split: int, index: int) -> np.ndarray:
 
 
 def layout(seed: int, split: int, index: int) -> list[Thing]:
-    """The objects of one image, the hindmost first. Of each at least MIN_VISIBLE of the area stays visible."""
+    """The objects of one image from back to front; at least MIN_VISIBLE of each one's area is visible."""
     rng = np.random.default_rng([seed, split, index, _STREAM_LAYOUT])
     labelled = scene_labels(seed, split, index)
     wanted = [*labelled, *[-1] * rng.integers(0, MAX_OBJECTS - len(labelled) + 1)]
@@ -171,7 +163,7 @@ def layout(seed: int, split: int, index: int) -> list[Thing]:
 
 
 def _draw_kind(rng: np.random.Generator, label: int) -> tuple[int, str, np.ndarray]:
-    """The label, shape and colour of an object; a distractor (-1) has a shape or a colour outside the vocabulary."""
+    """Label, shape and colour of an object; a distractor (-1) has a shape or colour outside the vocabulary."""
     vivid = (rng.normal(0, 5) / 360, rng.uniform(0.72, 0.95), rng.uniform(0.7, 0.95))
     if label >= 0:
         colour, shape = LABELS[label].split()
@@ -187,7 +179,7 @@ def _draw_kind(rng: np.random.Generator, label: int) -> tuple[int, str, np.ndarr
 
 
 def distance(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """float [H, W]: about the distance to the object's outline, negative inside; x [W] and y [H, 1] are coordinates."""
+    """float [H, W]: approximate distance of points x [W], y [H, 1] to the object's outline, negative inside."""
     x, y = x - thing.centre[0], y - thing.centre[1]
     c, s = math.cos(thing.angle), math.sin(thing.angle)
     x, y, r = c * x + s * y, (c * y - s * x) / thing.stretch, thing.radius
@@ -213,7 +205,7 @@ def distance(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def render(things: list[Thing], rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 [S, S, 3]: the scene. What is drawn from `rng` does not depend on the objects, nor, but for noise, on S."""
+    """uint8 [S, S, 3]: the scene. Draws from ``rng`` depend neither on the objects nor, except for noise, on S."""
     ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = ticks, ticks[:, None]
     image = _background(rng, x, y, size)
@@ -269,13 +261,13 @@ def _background(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: in
 
 
 def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """float32 [S, S]: smooth noise around 0.5, `cells` bumps wide."""
+    """float32 [S, S]: smooth noise around 0.5, ``cells`` bumps wide."""
     grid = Image.fromarray(rng.random((cells, cells), np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _integer(what: str, value: int, low: int, high: int) -> int:
-    """The value as an int; a ValueError where it is none or lies outside low..high."""
+    """The value as an int; raises ``ValueError`` unless it is one in low..high."""
     try:
         number = operator.index(value)
     except TypeError:

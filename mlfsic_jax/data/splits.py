@@ -19,13 +19,13 @@ _MOST_LISTED = 20  # labels in a message
 
 
 def label_split(name: str) -> dict[str, tuple[str, ...]]:
-    """The published label split of a benchmark, from ``label_splits.json`` (which also says where it is published).
+    """The published label split of a benchmark, from ``label_splits.json``, which also gives its source.
 
     Args:
       name: the benchmark, e.g. ``"voc"``.
 
     Returns:
-      ``{"train": names, "validation": names, "novel": names}``, spelled as the dataset spells them.
+      ``{"train": names, "validation": names, "novel": names}`` in the dataset's spelling.
 
     Raises:
       InputError: no such benchmark.
@@ -38,17 +38,10 @@ def label_split(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """A label split of the user's own.
-
-    Args:
-      path: JSON, ``{"train": [names], "validation": [names], "novel": [names]}``. Labels may be left out.
-      label_names: the dataset's labels.
-
-    Returns:
-      ``{"train": names, "validation": names, "novel": names}``.
+    """Reads a user's label split, JSON of the form that ``label_split`` returns; labels may be left out.
 
     Raises:
-      InputError: the file cannot be read, or names a label that the dataset does not have, or one twice.
+      InputError: the file cannot be read, or names a label twice or one that is not in ``label_names``.
     """
     try:
         content = read_json(expand(path))
@@ -60,10 +53,8 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'{path} must be JSON with the lists "train", "validation" and "novel" '
-            f"({type(error).__name__}: {reason(error)})"
-        ) from error
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f'{path} must be JSON with the lists "train", "validation" and "novel" ({why})') from error
     seen: set[str] = set()
     for name in SPLITS:
         if not split[name]:
@@ -81,16 +72,16 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
 def auto_split(
     label_names: Sequence[str], labels: np.ndarray, policy: str, seed: int = 0
 ) -> dict[str, tuple[str, ...]]:
-    """Splits labels at random, half of them train, a quarter each validation and novel (at least one each).
+    """Splits labels at random: half train, a quarter each validation and novel (at least one each).
 
-    A label that stands on most photos can empty the other splits, so of 200 random splits the one is taken whose
-    rarest label keeps most images.
+    A label of most photos can empty the other splits, so the best of 200 random splits is taken: the one whose rarest
+    label keeps most images.
 
     Args:
       label_names: C names.
       labels: bool [I, C].
       policy: image policy, see ``split_images``.
-      seed: of the draws.
+      seed: for the draws.
 
     Raises:
       InputError: fewer than three labels.
@@ -118,14 +109,14 @@ def auto_split(
 def laso_split(labels: np.ndarray, label_columns: Mapping[str, np.ndarray], in_training_set: np.ndarray) -> dict:
     """The protocol of LaSO (Alfassy et al. 2019) on COCO: 64 seen labels, 16 novel ones, COCO's own two image sets.
 
-    Training images are those of train2014 without a novel label. Novel episodes take their support among train2014's
-    images with a novel label, and their queries are all images of val2014 with one. LaSO has no validation labels;
-    what has to be chosen is chosen (ours) on val2014's images without a novel label, with 12 of the seen labels.
+    Training images are those of train2014 without a novel label. Novel episodes draw their support from train2014's
+    images with a novel label; their queries are all images of val2014 with one. LaSO has no validation labels: ours are
+    12 of the seen labels, on val2014's images without a novel label.
 
     Args:
       labels: bool [I, C].
-      label_columns: of the 52/12/16 split, whose train and validation labels together are the 64.
-      in_training_set: bool [I], whether an image is of train2014.
+      label_columns: the 52/12/16 split, whose train and validation labels together are the 64.
+      in_training_set: bool [I], whether an image is from train2014.
 
     Returns:
       As ``split_images``; the novel ``Split`` has ``support``.
@@ -154,25 +145,25 @@ def check_policy(policy: str) -> None:
 def split_images(
     labels: np.ndarray, label_columns: Mapping[str, np.ndarray], policy: str, ignored: np.ndarray | None = None
 ) -> dict[str, Split]:
-    """Gives every image to the split that its labels allow, or to none.
+    """Assigns every image to one split or to none, by its labels.
 
-    ``exclusive``: all labels of the image are labels of the split, and it has at least one.
+    ``exclusive``: the image has labels of one split only.
     ``leakfree``: a novel image has a novel label; a validation image has a validation label and no novel one; a train
-    image has a train label and neither a validation nor a novel one. Labels outside the three splits do not matter.
+    image has a train label and no other. Labels outside the three splits do not matter.
 
     Args:
       labels: bool [I, C].
       label_columns: ``{split: int [C_split]}``, disjoint columns of ``labels``; the columns keep this order.
       policy: ``"exclusive"`` or ``"leakfree"``.
-      ignored: bool [I, C] or None; where it is true the image counts as not having the label. VOC's objects marked
-        difficult are given here: they neither bring an image into a split nor keep it out of one.
+      ignored: bool [I, C] or None; true where a label does not count, as for VOC's difficult objects: it neither brings
+        the image into a split nor keeps it out of one.
 
     Returns:
       ``{"train": Split, "validation": Split, "novel": Split}``, images in ascending order. No image is in two splits.
 
     Raises:
       InputError: unknown policy.
-      ValueError: arrays of the wrong shape or type, or label sets that overlap.
+      ValueError: arrays of the wrong shape or type, or overlapping label sets.
     """
     check_policy(policy)
     labels = np.asarray(labels)

@@ -16,7 +16,7 @@ from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import reason
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
-MAX_BYTES = 10**9  # of the file: more than so many pixels take uncompressed, with 16 bits of four colours
+MAX_BYTES = 10**9  # of the file: more than MAX_PIXELS take uncompressed, with 16 bits of four colours
 CONTRAST_RANGE = (0.75, 1.25)
 TRANSLATION_PERCENT = 3
 
@@ -33,14 +33,14 @@ _TRANSPOSE_FOR_ORIENTATION = {
 
 
 def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
-    """Decodes any photo that Pillow reads, the way a viewer shows it.
+    """Decodes any photo that Pillow reads, as a viewer shows it.
 
-    The EXIF orientation is applied; transparent pixels are shown on white; 16-bit grey keeps its upper 8 bits; of an
-    animation the first frame is taken.
+    Applies the EXIF orientation, puts transparent pixels on white, keeps the upper 8 bits of 16-bit grey, and takes the
+    first frame of an animation.
 
     Args:
       bytes_or_path: the contents of an image file, or its path.
-      name: what to call the photo in an error message.
+      name: the photo's name in error messages.
 
     Returns:
       uint8 [H, W, 3], RGB.
@@ -54,18 +54,16 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
         with Image.open(io.BytesIO(bytes_or_path)) as image:
             if image.format == "EPS":
                 raise ValueError("it is a PostScript program, which would have to be run")
-            too_large = image.width * image.height > MAX_PIXELS
-            if not too_large:
-                image.load()
-                return np.asarray(_upright(_to_rgb(image), _orientation(image)))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        too_large = True
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            return np.asarray(_upright(_to_rgb(image), _orientation(image)))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out") from error
     except UnidentifiedImageError as error:
         raise InputError(f"photo {name} is not a photo of any known kind: replace the file or leave it out") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise InputError(f"photo {name} is damaged ({reason(error)}): replace the file or leave it out") from error
-    assert too_large
-    raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out")
 
 
 def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:
@@ -78,11 +76,11 @@ def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:
             raise InputError(f"photo {name} has more than {MAX_BYTES:,} bytes: shrink it or leave it out")
         with open(path, "rb") as file:
             return file.read()
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"photo {name} cannot be read from {where}: {error.strerror}") from error
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"photo {name!r} cannot be read: {reason(error)}") from error
 
 
@@ -113,15 +111,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(photo: np.ndarray, size: int) -> np.ndarray:
-    """Resizes straight to a square (no crop, so that no labelled object is lost), bilinear with antialiasing.
-
-    Args:
-      photo: uint8 [H, W, 3].
-      size: side of the result in pixels.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], bilinear with antialiasing; no crop, which could lose an object."""
     if photo.shape[:2] == (size, size):
         return photo
     return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BILINEAR))
@@ -145,10 +135,10 @@ def normalise(images: Any, mean: Any, std: Any) -> jax.Array:
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Random translation, contrast and horizontal flip, drawn for each image on its own.
+    """Random translation, contrast and horizontal flip, drawn per image.
 
-    The translation is a whole number of pixels, up to 3 % of the side each way, and repeats the edge; the contrast
-    factor is uniform in 0.75..1.25 about each colour's mean, and the result is clipped to 0..1.
+    The translation is a whole number of pixels, up to 3 % of the side each way, and repeats the edge. The contrast
+    factor about each colour's mean is uniform in 0.75..1.25; the result is clipped to 0..1.
 
     Args:
       key: a PRNG key.
@@ -162,7 +152,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
 
 def _draw(key: jax.Array, n_images: int, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Draws (pixels down, pixels right, contrast factor, flip or not), each [n_images]."""
-    # One call for all random numbers: each would be a long program to compile.
+    # One call draws all random numbers: each call is a long program to compile.
     down, right, contrast, flip = jax.random.uniform(key, (4, n_images))
     most_down, most_right = height * TRANSLATION_PERCENT // 100, width * TRANSLATION_PERCENT // 100
     down = jnp.floor(down * (2 * most_down + 1)).astype(jnp.int32) - most_down

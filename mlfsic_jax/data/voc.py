@@ -20,16 +20,16 @@ DISPLAY_NAMES = {"diningtable": "dining table", "pottedplant": "potted plant", "
 IMAGE_SETS = {"2007": ("train", "val", "test"), "2012": ("train", "val")}  # 2012's test annotations are not public
 POLICY = "leakfree"
 LAYOUT = (
-    "VOC comes from http://host.robots.ox.ac.uk/pascal/VOC/ and unpacks to VOCdevkit/VOC2007 and VOCdevkit/VOC2012, "
-    "each with Annotations, ImageSets/Main and JPEGImages; give the VOCdevkit folder"
+    "Get VOC with: python -m mlfsic_jax.fetch voc, or from http://host.robots.ox.ac.uk/pascal/VOC/, and give the "
+    "folder VOCdevkit, which holds VOC2007 and VOC2012, each with Annotations, ImageSets/Main and JPEGImages"
 )
 
 
 def scan(source: pathlib.Path) -> prepared.Source:
-    """Lists the images of every year and set that is there; all of their photos and annotations must exist.
+    """Lists the images of every year and set found; all their photos and annotations must exist.
 
-    Images are called ``"2007/000012"``. A label is positive if the image has an object of it that is not marked
-    difficult; labels of difficult objects only are ignored in the choice of images.
+    Images are named like ``"2007/000012"``. A label is positive if the image has an object of it that is not marked
+    difficult; labels with difficult objects only are ignored in the choice of images.
     """
     years = tuple(year for year in IMAGE_SETS if (source / f"VOC{year}").is_dir())
     if not years:
@@ -48,34 +48,32 @@ def scan(source: pathlib.Path) -> prepared.Source:
     names = tuple(sorted(found))
     photos = tuple(found[name][0] for name in names)
     annotation_paths = tuple(found[name][1] for name in names)
-    sizes = _sizes("photos", photos, source)
-    _sizes("annotations", annotation_paths, source)
+    for what, paths in (("photos", photos), ("annotations", annotation_paths)):
+        if absent := prepared.missing(paths, source, f"{what} listed in ImageSets/Main"):
+            raise InputError(f"{absent}. Finish the download, or take these images out of the lists")
     try:
         annotations = tuple(path.read_bytes() for path in annotation_paths)
     except OSError as error:
         raise InputError(f"annotation {error.filename} cannot be read: {error.strerror}") from error
-    # A difficult flag flips without a change of size, so the annotations count by content, the photos by size.
-    digest = prepared.digest([names, sizes, *annotations])
+    # The difficult flag can change without changing the size: annotations count by content, photos by size.
+    digest = prepared.digest([names, [prepared.size(photo) for photo in photos], *annotations])
     return prepared.Source(digest, "_".join(years), lambda: _read(years, names, photos, annotations))
 
 
 def _read(
     years: Sequence[str], names: Sequence[str], photos: Sequence[pathlib.Path], annotations: Sequence[bytes]
 ) -> prepared.Contents:
-    examples = []
+    examples, files = [], zip(names, photos, annotations, strict=True)
     for name, photo, annotation in track(
-        zip(names, photos, annotations, strict=True),
-        total=len(names),
-        description="reading VOC's annotations",
-        unit="files",
+        files, total=len(names), description="reading VOC's annotations", unit="files"
     ):
         easy, difficult_only = _labels_of(annotation, name)
         examples.append(prepared.Example(name, photo, easy, difficult_only))
     difficult = [len(example.ignored) for example in examples]
     notes = [
         f"Pascal VOC {' and '.join(years)}.",
-        f"Labels of difficult objects only: {sum(difficult)}, in {sum(map(bool, difficult))} images. "
-        "They are not positive and play no part in the choice of images.",
+        f"Labels with difficult objects only: {sum(difficult)}, in {sum(map(bool, difficult))} images. "
+        "They are not positive and do not count in the choice of images.",
     ]
     return prepared.Contents(LABEL_NAMES, examples, notes)
 
@@ -105,27 +103,8 @@ def _listed_images(folder: pathlib.Path, image_sets: Sequence[str]) -> list[str]
     return stems
 
 
-def _sizes(what: str, paths: Sequence[pathlib.Path], source: pathlib.Path) -> list[int]:
-    """The sizes of files that all have to be there."""
-    sizes, missing = [], []
-    for path in paths:
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            sizes.append(0)
-        if sizes[-1] == 0:
-            missing.append(str(path.relative_to(source)))
-    if missing:
-        first = ", ".join(missing[:3]) + (", .." if len(missing) > 3 else "")
-        raise InputError(
-            f"{len(missing)} of the {len(paths)} {what} listed in ImageSets/Main are missing or empty under {source}: "
-            f"{first}. Finish the download, or take these images out of the lists"
-        )
-    return sizes
-
-
 def _labels_of(annotation: bytes, name: str) -> tuple[list[str], list[str]]:
-    """The labels with an object that is not difficult, and those with difficult objects only."""
+    """The labels with an object that is not marked difficult, and those with difficult objects only."""
     where = f"the annotation of {name}"
     try:
         text = annotation.decode("utf-8-sig")

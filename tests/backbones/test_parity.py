@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mlfsic_jax.backbones import ClipResNet, Conv4, InceptionV3, MobileNetV2, ResNet, create
+from mlfsic_jax.backbones import ClipResNet, Conv4, InceptionV3, MobileNetV2, ResNet, create_backbone
 from mlfsic_jax.backbones.weights import load_weights, to_variables
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
+
+pytestmark = pytest.mark.extras
 
 TOLERANCE = 1e-4
 
@@ -359,7 +361,7 @@ def test_tiny_inception_agrees_with_pytorch():
     assert error(actual, expected) < TOLERANCE
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_a_float16_torchscript_archive_of_clip_is_imported(tmp_path):
     model = randomise(TorchClip((1, 2, 1), width=8)).eval()
     script = torch.jit.trace(model, torch.zeros(1, 3, 32, 32))
@@ -378,7 +380,7 @@ def test_a_float16_torchscript_archive_of_clip_is_imported(tmp_path):
 def test_full_backbones_have_the_published_keys_and_shapes(name, model):
     with torch.device("meta"):
         state = model().state_dict()
-    module = create(name)
+    module = create_backbone(name)
     expected = {
         key: tuple(tensor.shape)
         for key, tensor in state.items()
@@ -391,7 +393,7 @@ def test_full_backbones_have_the_published_keys_and_shapes(name, model):
     ("name", "model", "n_features"), [("resnet50", TorchResNet, 2048), ("mobilenet_v2", TorchMobileNetV2, 1280)]
 )
 def test_full_backbones_agree_with_pytorch_at_224(name, model, n_features):
-    expected, actual = maps_of_both(model(), create(name), random_images(1, 224, 224))
+    expected, actual = maps_of_both(model(), create_backbone(name), random_images(1, 224, 224))
     assert actual.shape == (1, 7, 7, n_features)
     assert error(actual, expected) < TOLERANCE
 

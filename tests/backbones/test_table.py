@@ -19,7 +19,8 @@ from mlfsic_jax.backbones import (
     Pooled,
     ResNet,
     VisionTransformer,
-    create,
+    create_backbone,
+    how_to_get,
     published_files,
 )
 from mlfsic_jax.backbones.inception import _BLOCKS, Mixed
@@ -84,14 +85,14 @@ def batch_norm_axes(module, size):
 
 def test_names():
     assert set(BACKBONES) == set(MAPS)
-    for use in (create, published_files):
+    for use in (create_backbone, published_files):
         with pytest.raises(InputError, match="'resnet5'.*clip_resnet50, clip_vit_b_32, conv4, .*, vit_b_32"):
             use("resnet5")
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_map_at_the_published_size_and_axis_of_every_batch_norm(name):
-    axes, variables, local = batch_norm_axes(create(name, axis_name="devices"), BACKBONES[name].image_size)
+    axes, variables, local = batch_norm_axes(create_backbone(name, axis_name="devices"), BACKBONES[name].image_size)
     assert (local.shape, local.dtype) == ((2, *MAPS[name]), np.float32)
     if name in ("vit_b_16", "vit_b_32", "clip_vit_b_32"):
         assert (axes, set(variables)) == (set(), {"params"})
@@ -100,7 +101,7 @@ def test_map_at_the_published_size_and_axis_of_every_batch_norm(name):
 
 
 def test_batch_norms_are_not_synchronised_by_default():
-    assert batch_norm_axes(create("conv4"), 64)[0] == {None}
+    assert batch_norm_axes(create_backbone("conv4"), 64)[0] == {None}
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -115,6 +116,14 @@ def test_published_files(name):
             assert re.fullmatch("[0-9a-f]{64}", file.sha256) and f"/{file.sha256}/" in file.url
         assert file.url in BACKBONES[name].pretrained
     assert (BACKBONES[name].pretrained is None) == (files == ())
+
+
+def test_every_backbone_says_how_to_get_its_weights():
+    assert how_to_get("mobilenet_v2") == "get it with: python -m mlfsic_jax.fetch mobilenet_v2"
+    assert how_to_get("resnet50", "in").endswith("fetch resnet50 --data_dir=in")
+    assert how_to_get("conv4").startswith("conv4 has no published weights")
+    for name in MAPS:
+        assert "\n" not in how_to_get(name) and all(file.megabytes > 0 for file in published_files(name))
 
 
 def test_inception_takes_pixels_in_minus_one_to_one():

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mlfsic_jax.backbones import ClipVisionTransformer, ResNet, VisionTransformer, create
+from mlfsic_jax.backbones import ClipVisionTransformer, ResNet, VisionTransformer, create_backbone
 from mlfsic_jax.backbones.weights import to_variables
 from mlfsic_jax.system.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.extras
 
 TOLERANCE = 1e-4
 TINY = {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 96, "num_attention_heads": 3, "image_size": 32}
@@ -186,7 +188,7 @@ def test_full_backbones_have_the_published_keys_shapes_and_number_of_parameters(
     with torch.device("meta"):
         state = renamed(make().state_dict(), names)
     expected = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-    module = create(name)
+    module = create_backbone(name)
     variables = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == n_parameters
 
@@ -245,4 +247,4 @@ def test_another_image_size_is_refused(name):
     with pytest.raises(
         InputError, match=r"takes images of 224x224 pixels.*got 256x256: set config.data.image_size = 224"
     ):
-        to_variables({}, create(name), 256)
+        to_variables({}, create_backbone(name), 256)

@@ -90,12 +90,13 @@ def test_every_array_lands_where_its_name_says():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", pytest.param(".pth", marks=pytest.mark.extras)])
 def test_formats_and_float_types_import_identically(tmp_path, suffix, dtype):
     path = write(tiny_state(dtype), tmp_path / f"weights{suffix}")
     assert_same(load_weights(path, TINY, 32), to_variables(tiny_state(), TINY))
 
 
+@pytest.mark.extras
 def test_pth_is_read_without_torch(tmp_path, monkeypatch):
     path = write(tiny_state(), tmp_path / "weights.pth")
     for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
@@ -103,6 +104,7 @@ def test_pth_is_read_without_torch(tmp_path, monkeypatch):
     assert_same(load_weights(path, TINY, 32), to_variables(tiny_state(), TINY))
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("wrap", ["state_dict", "model"])
 def test_training_checkpoints_are_unwrapped(tmp_path, wrap):
     parallel = {f"module.{key}": array for key, array in tiny_state().items()}
@@ -110,6 +112,7 @@ def test_training_checkpoints_are_unwrapped(tmp_path, wrap):
     assert_same(load_weights(path, TINY, 32), to_variables(tiny_state(), TINY))
 
 
+@pytest.mark.extras
 def test_pth_views_and_shared_storage(tmp_path):
     torch = pytest.importorskip("torch")
     whole = torch.arange(24.0).reshape(4, 6)
@@ -184,7 +187,7 @@ def test_unusable_values_are_refused(key, array, complaint):
         to_variables(tiny_state() | {key: array}, TINY)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", pytest.param(".pth", marks=pytest.mark.extras)])
 @pytest.mark.parametrize("keep", [0, 1, 0.5, 0.99])
 def test_truncated_files(tmp_path, suffix, keep):
     path = write(tiny_state(), tmp_path / f"weights{suffix}")
@@ -195,8 +198,9 @@ def test_truncated_files(tmp_path, suffix, keep):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".pth"])  # both carry checksums; a .safetensors file has none
+@pytest.mark.parametrize("suffix", [".npz", pytest.param(".pth", marks=pytest.mark.extras)])
 def test_one_flipped_byte_among_the_weights(tmp_path, suffix):
+    """Both formats carry checksums; a .safetensors file has none."""
     path = write(tiny_state(), tmp_path / f"weights{suffix}")
     content = bytearray(path.read_bytes())
     position = content.index(tiny_state()["encoder.0.0.weight"].tobytes())
@@ -307,7 +311,8 @@ def test_other_pytorch_formats_are_refused_with_the_way_out(tmp_path):
         load_weights(tmp_path / "page.pth", TINY, 32)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("how", ["script", "trace"])
 def test_tensors_of_a_torchscript_archive_are_read_without_torch(tmp_path, monkeypatch, how):
     torch = pytest.importorskip("torch")
@@ -381,6 +386,7 @@ def test_code_in_a_torchscript_archive_is_not_run(tmp_path):
         read_state_dict(zip_pth(tmp_path / "within.pt", b"\x80\x02" + within))
 
 
+@pytest.mark.extras
 def test_the_legacy_format_is_read_and_its_damage_noticed(tmp_path):
     legacy = save_pth(tiny_state(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     found, expected = read_state_dict(legacy), tiny_state()

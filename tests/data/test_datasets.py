@@ -255,7 +255,7 @@ VAL = "annotations/instances_val2014.json"
         ("coco", write(VAL, '{"images": ['), "instances_val2014.json is not valid JSON"),
         ("coco", write(VAL, "[]"), "is not a COCO instances file"),
         ("coco", write(VAL, "[" * 200_000), "not valid JSON .it is nested too deeply"),
-        ("coco", write(VAL, '{"images": [], "images": []}'), "the key 'images' stands twice in one object"),
+        ("coco", write(VAL, '{"images": [], "images": []}'), "it repeats the key 'images' in one object"),
         ("coco", edit(VAL, lambda c: c["images"].append(c["images"][0])), "gives two of its images the same id"),
         (
             "coco",
@@ -289,14 +289,14 @@ VAL = "annotations/instances_val2014.json"
         (
             "coco",
             edit(VAL, lambda c: c["images"][0].update(file_name="a\x00.jpg")),
-            r"'a.x00.jpg' has a character that",
+            r"'a.x00.jpg' contains a character that",
         ),
         (
             "coco",
             edit(VAL, lambda c: c["categories"][0].update(name="\ud800")),
-            r"the label '.ud800' has a line break or",
+            r"the label '.ud800' contains a line break or",
         ),
-        ("coco", edit(VAL, lambda c: c["categories"][0].update(name=None)), "None is no label name"),
+        ("coco", edit(VAL, lambda c: c["categories"][0].update(name=None)), "None is not a label name"),
         ("coco", edit(VAL, lambda c: c["annotations"].append({"image_id": 7777, "category_id": 1})), "7777"),
         (
             "coco",
@@ -323,8 +323,8 @@ VAL = "annotations/instances_val2014.json"
             "line 1: '../evil.jpg' must be the path of a photo inside",
         ),
         ("nus_wide", lambda root: [p.unlink() for p in (root / "images").rglob("*.jpg")], "none of the 163 photos"),
-        ("imaterialist", remove("train.csv"), "train.csv is missing. iMaterialist"),
-        ("imaterialist", remove("train"), "train is missing. iMaterialist"),
+        ("imaterialist", remove("train.csv"), "train.csv is missing. Get iMaterialist"),
+        ("imaterialist", remove("train"), "train is missing. Get iMaterialist"),
         ("imaterialist", write("train.csv", "a,b\n1,2\n"), "needs the columns ImageId and ClassId"),
         ("imaterialist", write("train.csv", "ImageId,ClassId\nx.jpg,77_1\n"), "line 2: ClassId '77_1' is no category"),
         (
@@ -335,7 +335,7 @@ VAL = "annotations/instances_val2014.json"
         (
             "imaterialist",
             write("train.csv", "ImageId,ClassId\nx.jpg,7\n"),
-            "1 of the 1 photos .* missing or empty: train/x",
+            "1 of the 1 photos .* missing or empty under .*: train/x",
         ),
         ("imaterialist", write("label_descriptions.json", "{}"), "no readable list of categories"),
         (
@@ -357,7 +357,7 @@ VAL = "annotations/instances_val2014.json"
         (
             "imaterialist",
             write("train.csv", "ImageId,ClassId\na\x00.jpg,7\n"),
-            "has a character that cannot be printed",
+            "contains a character that cannot be printed",
         ),
         (
             "imaterialist",
@@ -396,12 +396,12 @@ VAL = "annotations/instances_val2014.json"
         (
             "folder",
             write("labels.csv", "file,labels\na\x00.png,a\n"),
-            r"line 2: 'a.x00.png' has a character that cannot",
+            r"line 2: 'a.x00.png' contains a character that cannot",
         ),
         (
             "folder",
             write("labels.csv", 'file,labels\nphotos/0001.png,"a\nb"\n'),
-            r"line 3: the label 'a.nb' has a line br",
+            r"line 3: the label 'a.nb' contains a line br",
         ),
         (
             "folder",
@@ -417,7 +417,7 @@ VAL = "annotations/instances_val2014.json"
         (
             "folder",
             lambda root: [remove("labels.csv")(root), made_up.save_photo(root / "a\nb" / "1.png")],
-            r"a sub-folder of .*: the label 'a.nb' has a line break",
+            r"a sub-folder of .*: the label 'a.nb' contains a line break",
         ),
         (
             "folder",
@@ -426,7 +426,7 @@ VAL = "annotations/instances_val2014.json"
                 made_up.save_photo(root / "a/1.png"),
                 (root / "a/1.png").rename(root / "a/caf\udce9.png"),  # Latin-1, as in old archives
             ],
-            r"'caf.udce9.png' has a character that cannot be printed: rename the photo",
+            r"'caf.udce9.png' contains a character that cannot be printed: rename the photo",
         ),
         (
             "folder",
@@ -457,8 +457,8 @@ def test_a_wrong_layout_is_one_clear_line(load, tmp_path, name, damage, message)
             "must be JSON with the lists .*one of them is no list",
         ),
         ("[" * 200_000, "must be JSON with the lists .*nested too deeply"),
-        ('{"train": ["sea"], "train": ["rock"]}', "must be JSON with the lists .*'train' stands twice"),
-        ('{"train": [["sea"]], "validation": ["rock"], "novel": ["dune"]}', r"\['sea'\] is no label name"),
+        ('{"train": ["sea"], "train": ["rock"]}', "must be JSON with the lists .*repeats the key 'train'"),
+        ('{"train": [["sea"]], "validation": ["rock"], "novel": ["dune"]}', r"\['sea'\] is not a label name"),
         ('{"train": ["sea"], "validation": [], "novel": ["rock"]}', "has no validation label"),
         ('{"train": ["sea"], "validation": ["sae"], "novel": ["rock"]}', "'sae', which the dataset does not have"),
         ('{"train": ["sea"], "validation": ["rock"], "novel": ["sea"]}', "'sea' twice"),

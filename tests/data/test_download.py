@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from mlfsic_jax.data import download
-from mlfsic_jax.data.download import ASSETS, Asset, fetch, fetch_and_unpack, unpack, weights
+from mlfsic_jax.data.assets import ASSETS, Asset, weights
+from mlfsic_jax.data.download import fetch, fetch_and_unpack, unpack
 from mlfsic_jax.system import files
 from mlfsic_jax.system.errors import InputError
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from mlfsic_jax.data.encoders import ENCODERS, Mention, encode_labels, read_sentences
 from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.data.voc import DISPLAY_NAMES, LABEL_NAMES
-from mlfsic_jax.data.words import BENCHMARKS, load_word_vectors, main, read_labels
+from mlfsic_jax.data.words import BENCHMARKS, load_word_vectors
+from mlfsic_jax.label_embeddings import main, read_labels
 from mlfsic_jax.system.errors import InputError
 
 PIECES = [
@@ -57,6 +59,7 @@ def hidden_states(network, pieces):
         return np.stack([layer[0].numpy() for layer in network(ids, output_hidden_states=True).hidden_states])
 
 
+@pytest.mark.extras
 def test_mirrorbert_reads_the_label_at_cls(bert):
     folder, network = bert
     vectors = encode_labels("mirrorbert", ["dog", "tv monitor", "Skateboards"], model=str(folder))
@@ -65,6 +68,7 @@ def test_mirrorbert_reads_the_label_at_cls(bert):
     np.testing.assert_allclose(vectors, [hidden_states(network, p)[-1, 0] for p in pieces], **CLOSE)
 
 
+@pytest.mark.extras
 def test_the_bi_encoder_reads_the_mask_of_its_prompt_at_length_one(bert):
     folder, network = bert
     vectors = encode_labels("bert_biencoder", ["dog", "tv monitor"], model=str(folder))
@@ -87,6 +91,7 @@ def sentences(tmp_path):
     return path
 
 
+@pytest.mark.extras
 def test_mirrorwic_averages_four_layers_over_the_mention_and_then_over_sentences(bert, sentences):
     folder, network = bert
     labels = list(SENTENCES)
@@ -122,6 +127,7 @@ def masked_by_hand(network):
     return [np.mean(dog, 0), np.mean(skateboard, 0), monitor]
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_bert_avg_masks_the_mention_whatever_the_batch(bert, sentences, batch_size):
     folder, network = bert
@@ -142,6 +148,7 @@ def other_network(network):
     return other
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("parallel", ["", "module."])
 def test_concn_takes_its_fine_tuned_weights(bert, sentences, tmp_path, parallel):
     import torch
@@ -161,6 +168,7 @@ def test_concn_takes_its_fine_tuned_weights(bert, sentences, tmp_path, parallel)
     np.testing.assert_allclose(vectors, masked_by_hand(other), **CLOSE)
 
 
+@pytest.mark.extras
 def test_the_bi_encoders_published_weights_are_its_concept_encoder(bert, tmp_path, monkeypatch):
     import torch
 
@@ -191,6 +199,7 @@ def test_the_bi_encoders_published_weights_are_its_concept_encoder(bert, tmp_pat
         encode_labels("bert_biencoder", ["dog"])
 
 
+@pytest.mark.extras
 def test_clip_projects_the_end_of_a_photo_of_a_label(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -232,6 +241,7 @@ def test_clip_projects_the_end_of_a_photo_of_a_label(tmp_path):
     assert vectors.shape == (2, 8) and np.abs(vectors[0] - vectors[1]).max() > 0.01
 
 
+@pytest.mark.extras
 def test_sentences_beyond_the_longest_text_are_skipped_and_counted(bert, capsys):
     folder, network = bert
     short, late = "the dog sat", "the cat sat on the cat and the cat sat on the cat near the big cat and the dog"
@@ -298,6 +308,7 @@ def test_mistakes_in_a_sentences_file_are_named(tmp_path):
         read_sentences(tmp_path / "absent.tsv", ["dog"], ["dog"])
 
 
+@pytest.mark.extras
 def test_mistakes_in_a_model_are_one_line(bert, tmp_path):
     import torch
 
@@ -333,6 +344,7 @@ class Attack:
         return os.system, (f"touch {self.target}",)
 
 
+@pytest.mark.extras
 def test_no_code_of_a_model_or_its_weights_is_run(bert, tmp_path):
     import torch
 
@@ -360,6 +372,7 @@ def test_no_code_of_a_model_or_its_weights_is_run(bert, tmp_path):
     assert not target.exists()
 
 
+@pytest.mark.extras
 def test_a_tokeniser_without_a_mask_is_told(bert, tmp_path):
     import transformers
 
@@ -374,11 +387,13 @@ def test_a_tokeniser_without_a_mask_is_told(bert, tmp_path):
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_a_missing_library_is_told_with_its_extra(monkeypatch, library):
-    monkeypatch.setitem(sys.modules, library, None)
+    for name in ("torch", "transformers"):  # neither need be installed: the other one is an empty module
+        monkeypatch.setitem(sys.modules, name, None if name == library else types.ModuleType(name))
     with pytest.raises(InputError, match=rf'^{library} is not installed: pip install "mlfsic_jax\[text\]"$'):
         encode_labels("mirrorbert", ["dog"])
 
 
+@pytest.mark.extras
 def test_the_command_writes_what_load_word_vectors_reads(bert, tmp_path, capsys):
     folder, _ = bert
     out = tmp_path / "new" / "voc-mirrorbert.npz"
@@ -392,6 +407,7 @@ def test_the_command_writes_what_load_word_vectors_reads(bert, tmp_path, capsys)
     assert out.read_bytes() == first
 
 
+@pytest.mark.extras
 def test_the_command_in_context_with_labels_of_ones_own(bert, sentences, tmp_path):
     folder, network = bert
     labels = write(tmp_path / "labels.txt", "dog", "", "board_a/file\tskateboard", "tv_monitor")

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from mlfsic_jax import backbones
-from mlfsic_jax.data import download, prepare
+from mlfsic_jax.data import assets, prepare
 from tests import made_up
 
 
@@ -30,10 +30,10 @@ def official(tmp_path, monkeypatch):
     def asset(name, members=()):
         path = server / name
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return download.Asset(path.as_uri(), name, digest, path.stat().st_size, members=members)
+        return assets.Asset(path.as_uri(), name, digest, path.stat().st_size, members=members)
 
-    monkeypatch.setitem(download.ASSETS, "voc", (asset("voc.tar", ("VOCdevkit/*",)),))
-    monkeypatch.setitem(download.ASSETS, "glove", (asset("glove.zip", ("glove.6B.300d.txt",)),))
+    monkeypatch.setitem(assets.ASSETS, "voc", (asset("voc.tar", ("VOCdevkit/*",)),))
+    monkeypatch.setitem(assets.ASSETS, "glove", (asset("glove.zip", ("glove.6B.300d.txt",)),))
     weights = asset("network.pth")
     file = backbones.WeightsFile(weights.url, weights.sha256[:8])  # torchvision's names hold eight digits
     spec = dataclasses.replace(backbones.BACKBONES["resnet50"], files=(file,))
@@ -59,6 +59,14 @@ def test_download_unpack_prepare(official, tmp_path, capsys):
     assert captured.out.count("voc: 40 images") == 2 and "the prepared copy" in captured.err
 
 
+def test_weights_and_vectors_are_fetched_beside_photos_of_ones_own(official, tmp_path, capsys):
+    made_up.make_folder(tmp_path / "mine", "labels", per_label=4)
+    prepare.main(["--dataset=folder", "--source=mine", "--download", "--embedding=glove", "--backbone=resnet50"])
+    assert "folder: 32 images, 8 labels" in capsys.readouterr().out
+    assert (tmp_path / "data/glove.6B.300d.txt").is_file() and (tmp_path / "data/network.pth").is_file()
+    assert not (tmp_path / "data/VOCdevkit").exists()
+
+
 def test_nothing_is_fetched_without_being_asked_for(official, tmp_path, capsys):
     with pytest.raises(SystemExit, match="error: source data/VOCdevkit does not exist, and .* no prepared copy of voc"):
         prepare.main(["--dataset=voc"])
@@ -77,7 +85,7 @@ def test_a_truncated_archive_is_one_clear_line(official):
     [
         (
             ["--dataset=nus_wide", "--download"],
-            "--download knows the archives of voc and coco; NUS-WIDE's",
+            "--download knows the archives of voc and coco, --embedding and --backbone; NUS-WIDE's",
         ),
         (["--dataset=voc", "--download", "--source=x"], "--download puts voc into --data_dir=data: leave --source out"),
         (["--dataset=pets"], "invalid choice: 'pets'"),

@@ -171,7 +171,7 @@ def test_without_its_source_a_single_prepared_copy_is_used(load, devkit, tmp_pat
     first = load()
     capsys.readouterr()
     moved = load(source=tmp_path / "nowhere")
-    assert "nowhere is absent: the prepared copy" in capsys.readouterr().err
+    assert "nowhere is absent: using the prepared copy" in capsys.readouterr().err
     assert "nowhere is absent" in data_card(moved).replace("\n  ", " ")
     assert moved.fingerprint == first.fingerprint and moved.image_names == first.image_names
     np.testing.assert_array_equal(moved.load_image(0), first.load_image(0))

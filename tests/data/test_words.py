@@ -167,7 +167,7 @@ def test_archives_that_are_bombs_or_hold_objects(tmp_path):
         load_word_vectors(path, ["dog"], ["dog"])
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("dog", b"text")
-    with pytest.raises(InputError, match=r"words.npz is not a readable .npz file: its member 'dog' is no array"):
+    with pytest.raises(InputError, match=r"words.npz is not a readable .npz file: its member 'dog' is not an array"):
         load_word_vectors(path, ["dog"], ["dog"])
 
 
@@ -199,6 +199,7 @@ GOOGLE_NEWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(("name", "newline"), [("news.bin", b""), ("news.bin", b"\n"), ("news.bin.gz", b"")])
 def test_word2vec_files_are_cased_and_have_phrases(tmp_path, name, newline):
     pytest.importorskip("gensim")
@@ -212,6 +213,7 @@ def test_word2vec_files_are_cased_and_have_phrases(tmp_path, name, newline):
         load_word_vectors(tmp_path / name, ["dog", "hotdog"], ["dog", "hot dog"])
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     "content",
     [
@@ -241,7 +243,9 @@ def test_word2vec_without_gensim_names_the_extra(tmp_path, monkeypatch):
 def test_every_embedding_has_a_file_and_says_how_to_get_it():
     assert default_path("glove", "voc", "in") == pathlib.Path("in/glove.6B.300d.txt")
     assert default_path("clip", "coco", "in") == pathlib.Path("in/coco-clip.npz")
-    assert how_to_get("glove50", "voc") == "get glove.6B.50d.txt from https://nlp.stanford.edu/data/glove.6B.zip"
+    assert how_to_get("glove50", "voc") == "get glove.6B.50d.txt with: python -m mlfsic_jax.fetch glove"
+    assert how_to_get("glove", "voc", "in").endswith("python -m mlfsic_jax.fetch glove --data_dir=in")
+    assert how_to_get("fasttext", "voc").startswith("get wiki-news-300d-1M.vec from https://")
     command = "make it with: python -m mlfsic_jax.label_embeddings"
     assert how_to_get("clip", "coco", "in") == f"{command} --encoder=clip --labels=coco --out=in/coco-clip.npz"
     own = "--encoder=bert_concn --labels=FILE --out=data/folder-bert_concn.npz --sentences=FILE --model=NAME_OR_FOLDER"
