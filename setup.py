@@ -18,7 +18,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["mlfsic_jax*"]),
     package_data={
-        "mlfsic_jax": ["py.typed", "data/label_splits.json", "paper/published.json", "report/report.html.jinja"]
+        "mlfsic_jax": ["py.typed", "data/label_splits.json", "data/published.json", "report/report.html.jinja"]
     },
     python_requires=">=3.11",
     # constraints.txt pins the versions that the tests ran with.

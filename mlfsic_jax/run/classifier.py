@@ -153,7 +153,7 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
     given = list(dict.fromkeys(itertools.chain.from_iterable(each)))
     for name in (*given, *(label_names or ())):
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{name!r} is no label name: give text")
+            raise InputError(f"{name!r} is not a label name: give text")
     names = tuple(dict.fromkeys(given if label_names is None else label_names))
     if not names:
         raise InputError("the support has no label: name at least one, with 1 to 5 photos")

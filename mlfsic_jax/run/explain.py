@@ -44,11 +44,9 @@ def strongest_matches(
       max_supports: how many support photos the matches may lie in.
 
     Returns:
-      Matches, the likeliest label first. Within a label no region occurs twice, neither of the query nor of a support
-      photo.
+      Matches, the likeliest label first; within a label no region occurs twice, of the query or of a support photo.
     """
-    order = np.argsort(-probability, kind="stable")
-    predicted = probability > threshold
+    order, predicted = np.argsort(-probability, kind="stable"), probability > threshold
     explained = [c for c in order if predicted[c]][:_MAX_LABELS] or [order[0]]
     per_label = _MAX_PAIRS.get(len(explained), 1)
     matches: list[Match] = []

@@ -79,7 +79,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     The epoch is the one with the best Ma-AP on a tenth of the training images, which are not trained on.
 
     Args:
-      config: see ``mlfsic_jax.config``; starts from ``backbone_weights`` where given.
+      config: see ``run.config``; starts from ``backbone_weights`` where given.
       workdir: of the run; all is kept in its sub-folder ``pretrain``.
 
     Returns:

@@ -153,6 +153,9 @@ def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, back
     _need_shapes(file, {name: tree for name, tree in stores.items() if name in expected}, expected)
     every = defaults.create_methods(config, entry["n_shot"], tuple(METHODS))
     there = {name: method for name, method in every.items() if stores.keys() >= set(method.stores)}
+    for name, method in there.items():
+        if not expected.keys() >= set(method.stores):
+            _need_usable(file, name, method, stores, features)
     return Trained(
         n_shot=entry["n_shot"],
         methods=there,
@@ -260,6 +263,23 @@ def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, An
             raise InputError(
                 f"{path} does not fit its config: {shown(key)} is {there}, expected {wanted}; copy it again"
             )
+
+
+def _need_usable(path: Path, name: str, method: Method, stores: Mapping[str, Any], features) -> None:
+    """Traces a method whose stores have shapes of its own: what was altered is told here, not when photos are read."""
+    some = jax.ShapeDtypeStruct((2, features.shape[1] * features.shape[2], features.shape[3]), jnp.float32)
+    words = jax.ShapeDtypeStruct((2, len(_text_kernel(stores))), jnp.float32)
+
+    def scores(trained, features, words):
+        images, labels = method.embed(trained, features), jnp.eye(2, dtype=bool)
+        images = {**images, **method.embed_support(trained, images, labels, words)}
+        return method.score(trained, method.fit(trained, images, labels, words), images)
+
+    try:
+        jax.eval_shape(scores, methods.trained_of(method, stores, 0.5), some, words)
+    except Exception as error:  # JAX and Flax have many for shapes that do not fit, and KeyError
+        why = f"{name}: {type(error).__name__}: {reason(error)}"
+        raise InputError(f"{path} does not fit its config: {why}; copy it again") from error
 
 
 def model_file(n_shot: int) -> str:

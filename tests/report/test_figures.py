@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
 from mlfsic_jax.report import figures
+from mlfsic_jax.run.explain import Match
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 GREY = (0.299 * PHOTO[..., 0] + 0.587 * PHOTO[..., 1] + 0.114 * PHOTO[..., 2])[..., None]
@@ -47,7 +48,7 @@ def test_importance_is_grey_where_removed():
 
 
 def match(label, support, query_cell, support_cell):
-    return figures.Match(label, figures.MATCHES[0], support, query_cell, support_cell, 0.1)
+    return Match(label, support, query_cell, support_cell, 0.1)
 
 
 def frames(figure):
@@ -162,21 +163,25 @@ def test_theta_sweep_draws_the_sweep_in_order():
 
 def test_results_chart_sorts_and_puts_published_numbers_below():
     rows = [{"n_shot": k, "method": "LCM", "words": "GloVe", "macro_ap": 58.0 + k} for k in (1, 5)]
-    panels = figures.results_chart(RESULTS, rows).axes
-    assert len(panels) == 2
-    for axes, row in zip(panels, rows, strict=True):
+    for result, row in zip(RESULTS, rows, strict=True):
+        (axes,) = figures.results_chart(result, [row]).axes
         assert [t.get_text() for t in axes.get_yticklabels()] == ["lcm", "ridge", "base", "LCM GloVe *"]
         intervals, dots = axes.lines[0:6:2], axes.lines[1:6:2]
         np.testing.assert_allclose([line.get_xydata()[0] for line in dots], [[60, 0], [55, 1], [50, 2]])
         np.testing.assert_allclose([line.get_xdata() for line in intervals], [[59, 61], [52, 58], [48, 52]])
         np.testing.assert_allclose(axes.lines[6].get_xydata(), [[row["macro_ap"], 3]])
         assert {"60.0", f"{row['macro_ap']:.1f}", "chance"} <= {t.get_text() for t in axes.texts}
-    alone = figures.results_chart(RESULTS[:1]).axes
-    assert len(alone) == 1 and len(alone[0].get_yticklabels()) == 3
+    (alone,) = figures.results_chart(RESULTS[0]).axes
+    assert len(alone.get_yticklabels()) == 3
+
+
+def test_labels_have_colours_in_the_order_of_their_matches():
+    matches = [match("dog", 0, (0, 0), (0, 0)), match("dog", 0, (0, 1), (0, 1)), match("cat", 1, (0, 0), (0, 0))]
+    assert figures.match_colours(matches) == {"dog": figures.MATCHES[0], "cat": figures.MATCHES[1]}
 
 
 def test_matplotlibs_settings_stay_as_they_are():
     before = dict(matplotlib.rcParams)
-    figures.results_chart(RESULTS)
+    figures.results_chart(RESULTS[0])
     figures.training_curves(METRICS)
     assert dict(matplotlib.rcParams) == before

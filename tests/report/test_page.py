@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import jax
@@ -18,13 +19,17 @@ import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.special import expit
 
 from mlfsic_jax.core.lcm import lcm_select
-from mlfsic_jax.report import figures
+from mlfsic_jax.methods import METHODS
+from mlfsic_jax.report import episodes as shown_episodes
 from mlfsic_jax.report import page as report
-from mlfsic_jax.run import evaluate, inputs, train
-from mlfsic_jax.run import saved as export
+from mlfsic_jax.report import write_report
+from mlfsic_jax.report.__main__ import main
+from mlfsic_jax.report.look import look_at
+from mlfsic_jax.run import evaluate, inputs, saved
+from mlfsic_jax.run.experiment import novel_key, train_and_evaluate
+from mlfsic_jax.run.workdir import MetricsLog
 from mlfsic_jax.system.errors import InputError
 from tests.tiny import scenes
 
@@ -32,7 +37,7 @@ from tests.tiny import scenes
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    train.train_and_evaluate(scenes(folder, **{"shots": (1, 2), "train.epochs": 3}), folder / "run")
+    train_and_evaluate(scenes(folder, **{"shots": (1, 2), "train.epochs": 3}), folder / "run")
     return folder / "run"
 
 
@@ -44,22 +49,25 @@ def results(workdir):
 @pytest.fixture(scope="module")
 def page(workdir):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        report.main([f"--workdir={workdir}"])
+        main([f"--workdir={workdir}"])
     assert printed.getvalue() == f"report: {workdir / 'report.html'}\n"  # no data card before it
     return workdir / "report.html"
 
 
 @pytest.fixture(scope="module")
 def opened(workdir):
-    predictor = export.load(workdir)
+    """(config, run, novel split, predictor)."""
+    predictor = saved.load(workdir)
     config = ml_collections.ConfigDict(predictor.config)
-    return config, inputs.load(config), predictor
+    run = inputs.load(config)
+    views = inputs.feature_views(run, predictor.trained[1].stores["episodes"]["variables"])
+    return config, run, views["novel"], predictor
 
 
 @pytest.fixture(scope="module")
 def look(opened):
-    config, run, predictor = opened
-    return report.look_at(config, run, predictor.trained[1], predictor.grid, number=1)
+    config, _, view, predictor = opened
+    return look_at(config, view, predictor.trained[1], predictor.grid, number=1)
 
 
 class Elements(HTMLParser):
@@ -130,97 +138,63 @@ def test_the_table_holds_the_results(page, results):
 
 
 def test_an_episode_is_seen_as_it_was_evaluated(opened, look, results):
-    config, run, predictor = opened
+    config, _, view, predictor = opened
     trained = predictor.trained[1]
     assert trained.n_shot == look.n_shot == 2
-    split, thresholds = run.splits["novel"], tuple(config.lcm.thresholds)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), 5)  # that of train.evaluate_run
+    names = ("region_word_ridge", "lcm")  # one that explains itself, and one with maps
+    assert tuple(look.probabilities) == names
+    key = novel_key(config.seed, 2)
     scores = evaluate.score_episodes(
-        *(run.model, trained.variables, split),
+        *({name: trained.methods[name] for name in names}, {name: saved.trained_of(trained, name) for name in names}),
+        view,
         key=key,
         n_episodes=config.eval.episodes,
         n_shot=2,
         n_query=config.eval.n_query,
-        thresholds=thresholds,
-        lcm=train.lcm_options(config),
-        fitted=trained.fitted,
-        ridge=train.ridge_options(config),
     )
-    by_lcm = scores.lcm[thresholds.index(results[1]["theta"]["chosen"])]
-    slope, intercept = results[1]["validation"]["calibration"]["region_word_ridge"]
-    by_regions = expit(slope * scores.methods["region_word_ridge"][1] + intercept)
-    supports, queries = evaluate.draw(jax.random.split(key)[0], split, 4, 2, config.eval.n_query)
+    calibration = results[1]["validation"]["calibration"]["region_word_ridge"]
+    by_regions = evaluate.probabilities(scores.methods["region_word_ridge"][1], calibration)
+    supports, queries = evaluate.draw(jax.random.split(key)[0], view, 4, 2, config.eval.n_query)
     np.testing.assert_array_equal(look.support, supports[1])
     places = [queries[1].tolist().index(row) for row in look.query]
     assert sorted(places) == list(range(12)) and look.query_labels[:6].any(axis=0).all()  # first one for each label
     # float32 in another order of summation, through a kernel matrix and a spread
     np.testing.assert_allclose(look.probabilities["region_word_ridge"], by_regions[places], atol=2e-3)
-    np.testing.assert_allclose(look.probabilities["lcm"], by_lcm[1][places], atol=1e-4)
+    np.testing.assert_allclose(look.probabilities["lcm"], scores.methods["lcm"][1][places], atol=1e-4)
     np.testing.assert_array_equal(look.query_labels, scores.labels[1][places])
 
 
+def test_an_explanation_adds_up_to_the_prediction(opened, look):
+    _, _, _, predictor = opened
+    calibration = predictor.trained[1].calibration["region_word_ridge"]
+    prior, pairs, dual = (look.explanation[name] for name in ("prior", "pairs", "dual"))
+    total = prior + np.einsum("qslm,sc->qc", pairs, dual)
+    for c in range(total.shape[1]):  # standardising and calibrating keep the order of queries
+        np.testing.assert_array_equal(
+            np.argsort(total[:, c], kind="stable"),
+            np.argsort(look.probabilities["region_word_ridge"][:, c], kind="stable"),
+        )
+    assert calibration[0] > 0
+
+
 def test_maps_are_those_of_the_public_function(opened, look):
-    config, run, predictor = opened
-    trained, split = predictor.trained[1], run.splits["novel"]
+    config, run, view, predictor = opened
+    trained = predictor.trained[1]
+    variables = trained.stores["episodes"]["variables"]
     apply = jax.jit(run.model.apply, static_argnames="method")
-    features = apply(trained.variables, split.inputs(look.support), method="features")
-    words = apply(trained.variables, split.word_vectors, method="words")
-    projection = trained.variables["params"]["joint"]["a_visual"]["kernel"]
-    select = jax.jit(functools.partial(lcm_select, scale=config.model.scale, threshold=trained.theta))
-    keep, score, _ = select(features, split.labels[look.support], words, projection=projection)
-    np.testing.assert_allclose(look.importance, score, rtol=1e-3, atol=1e-5)  # a scan of 20 steps in float32
-    np.testing.assert_array_equal(look.keep, keep)
-    assert look.attention.shape == (12, 6, *predictor.grid)
-
-
-def small_look(dual, probability, pairs):
-    """A query, two support photos of 1 x 2 positions, two labels."""
-    empty = np.zeros((2, 2, 1, 2))
-    return report.Look(
-        n_shot=1,
-        number=0,
-        support=np.array([7, 8]),
-        support_labels=np.eye(2, dtype=bool),
-        attention=empty,
-        importance=empty[0],
-        keep=np.ones((2, 1, 2), bool),
-        query=np.array([9]),
-        query_labels=np.array([[True, False]]),
-        probabilities={"region_word_ridge": np.array([probability]), "lcm": np.array([probability])},
-        prior=np.zeros((1, 2)),
-        pairs=np.array(pairs)[None],
-        dual=np.array(dual),
-    )
-
-
-def test_strongest_matches_take_each_region_once():
-    pairs = [[[0.9, 0.8], [0.7, 0.1]], [[0.2, 0.3], [0.4, 0.05]]]  # [support, query region, support region]
-    found = report.strongest_matches(small_look([[1.0, -1.0], [0.5, 2.0]], (0.8, 0.1), pairs), 0, ["cat", "dog"])
-    # 0.9 takes query region 0 and photo 0's region 0; of the rest 0.5 * 0.4 is the most, above 0.1
-    assert [(m.label, m.support, m.query_cell, m.support_cell) for m in found] == [
-        ("cat", 0, (0, 0), (0, 0)),
-        ("cat", 1, (0, 1), (0, 0)),
-    ]
-    np.testing.assert_allclose([m.contribution for m in found], [0.9, 0.2])
-
-
-def test_a_label_that_no_pair_speaks_for_has_no_matches():
-    look = small_look([[-1.0, 0.0], [-1.0, 0.0]], (0.8, 0.1), np.full((2, 2, 2), 0.1))
-    assert report.strongest_matches(look, 0, ["cat", "dog"]) == []
-
-
-def test_without_a_predicted_label_the_likeliest_is_explained():
-    pairs = np.full((2, 2, 2), 0.1)
-    found = report.strongest_matches(small_look([[1.0, 0.0], [0.0, 1.0]], (0.2, 0.3), pairs), 0, ["cat", "dog"])
-    assert {m.label for m in found} == {"dog"} and {m.support for m in found} == {1}
-    both = report.strongest_matches(small_look([[1.0, 0.0], [0.0, 1.0]], (0.6, 0.7), pairs), 0, ["cat", "dog"])
-    assert [m.label for m in both] == ["dog", "dog", "cat", "cat"]
-    assert {m.label: m.colour for m in both} == {"dog": figures.MATCHES[0], "cat": figures.MATCHES[1]}
+    words = apply(variables, view.word_vectors, method="words")
+    projection = variables["params"]["joint"]["a_visual"]["kernel"]
+    select = jax.jit(functools.partial(lcm_select, scale=config.model.scale, threshold=trained.tuned["lcm"]))
+    features = view.inputs(look.support)
+    keep, score, _ = select(features, view.labels[look.support], words, projection=projection)
+    np.testing.assert_allclose(look.maps["lcm"], score, rtol=1e-3, atol=1e-5)  # a scan of 20 steps in float32
+    np.testing.assert_array_equal(look.maps["keep"], keep)
+    assert look.maps["attention"].shape == (12, 6, *predictor.grid)
 
 
 def test_photos_are_the_images_of_the_split(opened):
-    config, run, _ = opened
-    dataset, photo = report.photo_loader(config, len(run.splits["novel"].labels))
+    config, run, _, _ = opened
+    dataset, photo = shown_episodes.photo_loader(config, len(run.splits["novel"].labels))
     row = 17
     assert photo(row).shape == (256, 256, 3)
     small = np.asarray(Image.fromarray(photo(row)).resize((32, 32), Image.Resampling.BOX)).astype(float)
@@ -231,7 +205,7 @@ def test_photos_are_the_images_of_the_split(opened):
 
 
 def test_rows_skip_photos_that_cannot_be_read(opened, monkeypatch):
-    config, run, _ = opened
+    config, run, _, _ = opened
     dataset = inputs.load_dataset(config)
     first = int(dataset.splits["novel"].images[0])
 
@@ -241,8 +215,8 @@ def test_rows_skip_photos_that_cannot_be_read(opened, monkeypatch):
         return np.full((8, 8, 3), i % 256, np.uint8)
 
     broken = dataclasses.replace(dataset, load_image=load_image)
-    monkeypatch.setattr(report.inputs, "load_dataset", lambda _: broken)
-    _, photo = report.photo_loader(config, len(run.splits["novel"].labels) - 1)
+    monkeypatch.setattr(shown_episodes.inputs, "load_dataset", lambda _: broken)
+    _, photo = shown_episodes.photo_loader(config, len(run.splits["novel"].labels) - 1)
     assert [photo(row)[0, 0, 0] for row in (0, 1, 2)] == [(first + i) % 256 for i in (0, 2, 3)]
 
 
@@ -286,7 +260,7 @@ def test_published_numbers_are_in_the_table_and_the_chart(workdir, results, tmp_
         result["n_shot"] = {1: 1, 2: 5}[result["n_shot"]]
     results[0]["config"]["shots"] = [1, 5]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = report.write_report(tmp_path, episodes=0).read_text()
+    text = write_report(tmp_path, episodes=0).read_text()
     assert "Yan et al. 2025" in text and "VOC 2007 + 2012" in text and "table 11" in text
     row = re.search(r'<th scope="row">LCM <small>ResNet-50, GloVe</small></th>(.*?)</tr>', text)[1]
     assert re.findall(r"<td>([\d.]+)</td>", row) == ["58.0", "51.0", "47.3", "44.2"]
@@ -294,9 +268,64 @@ def test_published_numbers_are_in_the_table_and_the_chart(workdir, results, tmp_
     assert "<img" not in text and "Training curves" not in text  # no episodes, no metrics.jsonl
 
 
+def test_a_run_of_other_methods_has_a_page_too(workdir, results, tmp_path):
+    """As with ``config.eval.methods``: without a method that explains itself, without LCM, without both."""
+    for names in (
+        ("ridge", "lcm"),
+        ("region_word_ridge", "word_ridge"),
+        ("ridge", "zero_shot"),
+        ("ridge", "prototypes"),
+    ):
+        copy = tmp_path / "-".join(names)
+        shutil.copytree(workdir, copy)
+        (copy / "results.json").write_text(json.dumps([evaluated(result, names) for result in results]))
+        text = write_report(copy, episodes=1).read_text()
+        explains, maps = "region_word_ridge" in names, "lcm" in names or "zero_shot" in names
+        best = max(names, key=lambda name: results[0]["validation"]["macro_ap"][name])
+        shown = dict.fromkeys(
+            [*(["region_word_ridge"] if explains else [best]), *(n for n in names if n in ("lcm", "zero_shot"))]
+        )
+        predicted_by = re.findall(r"<dt>(.*?)</dt><dd>\s*<span class=\"chip (?:right|wrong|missed)\">", text)
+        assert set(predicted_by) == {name.replace("_", " ") for name in shown}
+        assert ('<ol class="pairs">' in text) == explains
+        assert ("attention for" in text) == maps
+        assert ("LCM keeps" in text) == ("over theta" in text) == ("LCM removes" in text) == ("lcm" in names)
+
+
+def evaluated(result, names):
+    """The entry of ``results.json`` as if only these methods had been evaluated."""
+    result = result | {
+        "methods": {name: result["methods"][name] for name in names},
+        "calibration_error": {name: result["calibration_error"][name] for name in names},
+        "paired": {},
+        "validation": {part: {k: v for k, v in of.items() if k in names} for part, of in result["validation"].items()},
+    }
+    if "lcm" not in names:
+        del result["theta"]
+    return result
+
+
+def test_every_method_of_the_results_is_in_the_table(results, tmp_path):
+    for result in results:  # as if all had been evaluated, those on request too
+        for part in ("methods", "calibration_error"):
+            result[part] = dict.fromkeys(METHODS, result[part]["lcm"])
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = write_report(tmp_path, episodes=0).read_text()
+    for name in METHODS:
+        assert text.count(f'<tr><th scope="row">{name.replace("_", " ")}</th>') == len(results)
+
+
+def test_the_command_names_itself_in_its_help():
+    command = [sys.executable, "-m", "mlfsic_jax.report", "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("usage: python -m mlfsic_jax.report ")
+    assert all(flag in found.stdout for flag in ("--workdir", "--out", "--episodes", "--seed"))
+    assert not found.stderr
+
+
 def run_command(*flags):
     with pytest.raises(SystemExit) as caught:
-        report.main(list(flags))
+        main(list(flags))
     message = str(caught.value.code)
     assert message.startswith("error: ") and "\n" not in message
     return message
@@ -354,10 +383,10 @@ def test_tensorboard_has_the_lines_of_the_log(workdir):
 
 
 def test_a_resumed_run_writes_no_step_twice_for_tensorboard(tmp_path):
-    log = train.MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=0)
+    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=0)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": float(step)})
-    log = train.MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=1)
+    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=1)
     log.write({"step": 2, "loss": 7.0})
     assert list(scalars(tmp_path / "tensorboard" / "n_shot=1")) == [("loss", 1, 1.0), ("loss", 2, 7.0)]
 

@@ -1,0 +1,145 @@
+"""Test episodes as the page shows them: support photos with maps, query photos with predictions and matches."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mlfsic_jax.data.dataset import ImageDataset
+from mlfsic_jax.report import figures
+from mlfsic_jax.report.look import Look, look_at
+from mlfsic_jax.report.markup import image, rasterise, shrink
+from mlfsic_jax.run import inputs, saved
+from mlfsic_jax.run.explain import THRESHOLD, strongest_matches
+from mlfsic_jax.system.errors import InputError
+
+_FIRST = 20  # episodes are picked among the first ones of the test: drawing one means drawing those before it
+_RENDERED_SIZE = 256  # pixels of generated scenes in the report; the model sees them smaller
+_THUMBNAIL = 232  # pixels
+
+Photos = Callable[[int], np.ndarray]  # row of the novel split -> uint8 [H, W, 3]
+
+
+def show_episodes(workdir: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """What the template fills in for ``count`` test episodes, picked by ``seed``; shot counts take turns.
+
+    Raises:
+      InputError: the run is damaged, or its data are not those that it was trained with.
+    """
+    predictor = saved.load(workdir)
+    config = ml_collections.ConfigDict(predictor.config)
+    with contextlib.redirect_stdout(io.StringIO()):  # training has printed the data card
+        run = inputs.load(config)
+    if predictor.manifest["identity"] != run.identity:
+        raise InputError(f"data or weights are not those that {workdir} was trained with: put them back, or retrain")
+    novel = run.splits["novel"]
+    dataset, photos = photo_loader(config, len(novel.labels))
+    display = dict(zip(dataset.label_names, dataset.display_names, strict=True))
+    names, photos = np.array([display[name] for name in novel.label_names]), functools.cache(photos)
+    shown, picked = [], np.random.default_rng(seed).permutation(min(config.eval.episodes, _FIRST))
+    for i in range(count):
+        trained = predictor.trained[i % len(predictor.trained)]
+        view = inputs.feature_views(run, trained.stores["episodes"]["variables"])["novel"]
+        look = look_at(config, view, trained, predictor.grid, int(picked[i % len(picked)]))
+        shown.append(_episode(look, names, photos))
+    return shown
+
+
+def photo_loader(config: ml_collections.ConfigDict, n_images: int) -> tuple[ImageDataset, Photos]:
+    """The dataset, and the original photo of each row of the novel split; generated scenes are rendered larger.
+
+    The run's novel split has ``n_images`` rows, fewer than the dataset's where photos cannot be read.
+    """
+    larger = config.copy_and_resolve_references().unlock()
+    larger.data.image_size = max(_RENDERED_SIZE, inputs.image_size(config))
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = inputs.load_dataset(larger)
+    images = dataset.splits["novel"].images
+    if len(images) > n_images:
+        every, images = images, []
+        for i in every:
+            with contextlib.suppress(InputError):
+                dataset.load_image(int(i))
+                images.append(i)
+    return dataset, lambda row: dataset.load_image(int(images[row]))
+
+
+def _episode(look: Look, names: np.ndarray, photos: Photos) -> dict[str, Any]:
+    queries = [_query(look, q, names, photos) for q in range(len(look.query))]
+    return {
+        "n_shot": look.n_shot,
+        "number": look.number + 1,
+        "explained": look.explanation and next(iter(look.probabilities)),
+        "maps": look.maps.keys(),
+        "supports": list(_supports(look, names, photos)),
+        "queries": queries[: len(look.shown)],
+        "best": max(queries, key=lambda query: query["quality"]),
+    }
+
+
+def _supports(look: Look, names: np.ndarray, photos: Photos) -> Iterator[dict[str, Any]]:
+    """One support photo for each of the shown labels, two where there are several shots."""
+    used: set[int] = set()
+    for c in look.shown:
+        have = np.flatnonzero(look.support_labels[:, c])
+        for s in [s for s in have if s not in used][: min(look.n_shot, 2)] or have[:1]:
+            used.add(s)
+            small, labels = shrink(photos(look.support[s]), _THUMBNAIL), names[look.support_labels[s]]
+            card = {"label": names[c], "labels": labels}
+            card["photo"] = image(small, f"Support photo with {', '.join(labels)}")
+            if "attention" in look.maps:
+                values = look.maps["attention"][:, c]
+                limits = values[have].min(), values[have].max()
+                alt = f"Attention for {names[c]} over the same photo, brightest where it looks most"
+                card["attention"] = image(figures.attention_overlay(small, values[s], limits), alt)
+            if "keep" in look.maps:
+                importance, keep = look.maps["lcm"][s], look.maps["keep"][s]
+                card["kept"] = round(100 * float(keep.mean()))
+                alt = f"LCM's importance over the same photo; {card['kept']} % of the positions are kept, others grey"
+                card["importance"] = image(figures.importance_overlay(small, importance, keep), alt)
+            yield card
+
+
+def _query(look: Look, q: int, names: np.ndarray, photos: Photos) -> dict[str, Any]:
+    """A query photo, what was predicted for it and why."""
+    truth, probability = look.query_labels[q], next(iter(look.probabilities.values()))[q]
+    matches, evidence = [], {}
+    if look.explanation is not None:
+        pairs, dual, prior = look.explanation["pairs"][q], look.explanation["dual"], look.explanation["prior"][q]
+        matches = strongest_matches(pairs, dual, probability, names, look.grid[1], max_supports=figures.MAX_SUPPORTS)
+        sums = dict(zip(names, zip(np.einsum("slm,sc->c", pairs, dual), prior, strict=True), strict=True))
+        evidence = {match.label: sums[match.label] for match in matches}  # by regions, by words
+    colours = figures.match_colours(matches)
+    rows = [
+        match._asdict() | {"colour": colours[match.label], "in": names[look.support_labels[match.support]]}
+        for match in matches
+    ]
+
+    def draw(size: int, inches: float) -> dict[str, Any]:
+        beside = sorted({match.support for match in matches})
+        query, *supports = (shrink(photos(row), size // 2) for row in (look.query[q], *look.support[beside]))
+        local = [match._replace(support=beside.index(match.support)) for match in matches]
+        ends = [f"a region joined to one of a photo of {', '.join(row['in'])} for {row['label']}" for row in rows]
+        figure = figures.match_figure(query, supports, local, look.grid, inches)
+        return image(rasterise(figure, size), "; ".join(["Query photo of the episode", *ends]))
+
+    right, wrong = (probability > THRESHOLD) & truth, (probability > THRESHOLD) != truth
+    return {
+        "truth": names[truth],
+        "draw": draw,
+        "matches": rows,
+        "evidence": evidence,
+        "predictions": {
+            name: [(names[c], float(p[q, c]), truth[c]) for c in np.argsort(-p[q], kind="stable")]
+            for name, p in look.probabilities.items()
+        },
+        # for the picture at the top: right without a mistake, many labels, sure of them
+        "quality": (int(right.sum()) - int(wrong.sum()), float(probability[right].sum())),
+    }
