@@ -1,1 +1,1 @@
-"""The method as functions of arrays: no file, no config, no print."""
+"""The method as functions of arrays; no file, config or print."""

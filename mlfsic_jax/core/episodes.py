@@ -26,7 +26,7 @@ class Episode(NamedTuple):
 
 
 class InfeasibleEpisode(ValueError):
-    """No choice of distinct images can serve every label; ``labels`` are the columns that cannot be served together."""
+    """No choice of distinct images serves every label; ``labels`` are the columns that compete for too few."""
 
     def __init__(self, labels: list[int], counts: list[int], images: int, need: int):
         self.labels, self.counts, self.images, self.need = labels, counts, images, need
@@ -87,10 +87,10 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
 def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
     """Draws a support set of LaSO's kind (Alfassy et al. 2019): ``n_shot`` images per label, not more if possible.
 
-    An image counts for all of its labels, so there are fewer images than ``n_shot`` per label. The label that has
-    fewest images so far (ties at random) draws among its images that are not taken yet: at random among those that
-    bring no label above ``n_shot``, or, if there is none, among those that overshoot least. LaSO says that K is fixed
-    per label, not how images are found; this is our reading.
+    An image counts for all of its labels, so there are fewer images than ``n_shot`` per label. The label with fewest
+    images so far (ties at random) draws one of its free images: at random among those that bring no label above
+    ``n_shot`` or, if there is none, among those that overshoot least. LaSO fixes K per label but not how images are
+    found; this is our reading.
 
     Args:
       key: a ``jax.random.key``.
@@ -204,12 +204,12 @@ def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: i
 
     def attempt(key):
         """Walks once through all labels for the supports and once for the queries."""
-        # One call for all random numbers: each would be a long program to compile.
+        # One call for all random numbers: each call is a long program to compile.
         bits, *order_bits = jnp.split(
             jax.random.bits(key, (n_entries + 2 * n_labels,)), [n_entries, n_entries + n_labels]
         )
-        # Every label's images are in the order of their random bits; each turn takes the first free ones. That is
-        # searched for, since sorting them all takes longer.
+        # A label's images are ordered by their random bits, and each turn takes the first free ones: by search, since
+        # sorting them all takes longer.
         bits, images = (jnp.pad(x, (0, most)) for x in (bits, plan.image))
 
         def turn(take, carry, c):

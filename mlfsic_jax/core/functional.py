@@ -1,4 +1,4 @@
-"""Cosine similarity, the measure between everything in the joint space, and the loss, unreduced."""
+"""Cosine similarity, the measure of the joint space, and the unreduced loss."""
 
 from __future__ import annotations
 

@@ -19,7 +19,17 @@ _CACHE_BYTES = 2**20  # half of the second-level cache of a server core
 
 @dataclasses.dataclass(frozen=True)
 class LCMOptions:
-    """How LCM runs inside a model; fields as in ``lcm_select``, ``selection`` as in ``loss_change``."""
+    """How LCM runs inside a model.
+
+    Attributes:
+      steps: see ``lcm_select``, like the next three.
+      step_size: of the gradient step on rho.
+      momentum: alpha of eq 11.
+      score_scaling: "minmax" or "none".
+      selection: which score (appendix A.3.2; rho is the final one, "upon convergence"). "momentum": f_n of eq 11;
+        "taylor": eq 10 at rho; "exact": eq 8 at rho, the change of the loss when one position is removed; "importance":
+        rho; "low_importance": 1 - rho.
+    """
 
     steps: int = 20
     step_size: float = 1.0
@@ -30,7 +40,7 @@ class LCMOptions:
     def __post_init__(self):
         require(
             self,
-            steps=(self.steps >= 1, "must be at least 1"),
+            steps=(isinstance(self.steps, int) and self.steps >= 1, "must be a whole number of at least 1"),
             momentum=(0 <= self.momentum <= 1, "must be in [0, 1]"),
             score_scaling=one_of(self.score_scaling, SCORE_SCALINGS),
             selection=one_of(self.selection, SELECTIONS),
@@ -38,10 +48,10 @@ class LCMOptions:
 
 
 class LCMSelection(NamedTuple):
-    """What LCM says of every position.
+    """LCM's verdict on every position.
 
     Attributes:
-      keep: bool [S, h, w], the positions that go into the prototypes; at least one per image.
+      keep: bool [S, h, w], positions that go into the prototypes; at least one per image.
       score: float [S, h, w], f_n of eq 11 before any scaling.
       importance: float [S, h, w], the final rho, in [0, 1].
     """
@@ -97,55 +107,43 @@ def lcm_select(
       ValueError: shapes do not fit, or an option is out of its range.
     """
     local_features, labels, label_embeddings = map(jnp.asarray, (local_features, labels, label_embeddings))
-    _check(local_features, labels, label_embeddings, projection, steps, momentum, score_scaling)
+    options = LCMOptions(steps, step_size, momentum, score_scaling)
+    _check_shapes(local_features, labels, label_embeddings, projection)
     dtype = jnp.promote_types(local_features.dtype, jnp.float32)
     features = local_features.astype(dtype)
     if projection is not None:
         features = jnp.matmul(features, jnp.asarray(projection).astype(dtype), precision="highest")
     s, h, w, d = features.shape
-    score, importance = loss_change(
-        features.reshape(s, h * w, d),
-        labels,
-        label_embeddings.astype(dtype),
-        scale=scale,
-        steps=steps,
-        step_size=step_size,
-        momentum=momentum,
-    )
+    regions, words = features.reshape(s, h * w, d), label_embeddings.astype(dtype)
+    score, importance = loss_change(regions, labels, words, scale=scale, options=options)
     keep = select_positions(score, threshold, scale=scale, score_scaling=score_scaling)
     return LCMSelection(*(x.reshape(s, h, w) for x in (keep, score, importance)))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "selection"))  # on its own it would be compiled anew each time
-def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, momentum=0.95, selection="momentum"):
+def loss_change(regions, labels, label_embeddings, *, scale: float, options: LCMOptions = LCMOptions()):
     """``lcm_select`` without the selection, on features that are already in the joint space.
 
     The scores of all selections are compared with theta in one way, see ``select_positions``: with "minmax" scaling, or
     where a score is in [0, 1] by itself, theta = 0.53 keeps scores from log(0.53 / 0.47) = 0.12 on, 0.65 from 0.62 on.
 
     Args:
-      u: float [S, L, d], local features.
+      regions: float [S, L, d], local features.
       labels: 0/1 or bool [S, C].
       label_embeddings: float [C, d].
       scale: lambda of eq 4.
-      steps: see ``lcm_select``.
-      step_size: see ``lcm_select``.
-      momentum: see ``lcm_select``.
-      selection: what the score is (appendix A.3.2; rho is the final one, "upon convergence"). "momentum": f_n of eq 11;
-        "taylor": eq 10 at rho; "exact": eq 8 at rho, the change of the loss when one position is removed; "importance":
-        rho; "low_importance": 1 - rho.
+      options: everything but ``score_scaling``.
 
     Returns:
-      (score [S, L], importance [S, L]) in the dtype of ``u``.
-
-    Raises:
-      ValueError: there is no such selection.
+      (score [S, L], importance [S, L]) in the dtype of ``regions``.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"selection must be one of {SELECTIONS}, not {selection!r}")
+    numbers = {"scale": scale, "step_size": options.step_size, "momentum": options.momentum}
+    return _loss_change(regions, labels, label_embeddings, numbers, steps=options.steps, selection=options.selection)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "selection"))  # else an eager call would compile its scan anew
+def _loss_change(u, labels, label_embeddings, numbers, *, steps, selection):
     products = functools.partial(_products, words=unit(label_embeddings))
-    options = {"scale": scale, "steps": steps, "step_size": step_size, "momentum": momentum, "selection": selection}
-    scan = functools.partial(_loss_change_of_image, **options)
+    scan = functools.partial(_loss_change_of_image, **numbers, steps=steps, selection=selection)
     n_positions, n_labels = u.shape[1], len(label_embeddings)
     in_cache = max(1, _CACHE_BYTES // (n_positions * (n_positions + n_labels) * u.dtype.itemsize))
     # bfloat16 products would move rho by 0.05 and flip a few positions.
@@ -155,8 +153,8 @@ def loss_change(u, labels, label_embeddings, *, scale, steps=20, step_size=1.0, 
 
 
 def _products(u, *, words):
-    """All that the scan needs to know of an image: u [L, d], unit words [C, d] -> u u' [L, L], u words' [L, C]."""
-    largest = jnp.max(jnp.abs(u))  # cosines do not see it, but the squares of large numbers overflow
+    """The scan's input for an image: u [L, d], unit words [C, d] -> u u' [L, L], u words' [L, C]."""
+    largest = jnp.max(jnp.abs(u))  # cosines ignore scale, but the squares of large numbers overflow
     u = u / jnp.where(largest > 0, largest, 1.0)
     return u @ u.T, u @ words.T
 
@@ -165,8 +163,8 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
     """The scan over rho (eqs 5-7, 10, 11): ``_products`` of an image, y [C] -> score [L], importance [L]."""
 
     def loss(rho):
-        # Eq 5, v = sum_l rho_l u_l, is met only in |v|^2 = rho' gram rho and v . w_c = rho' agreement: the width d
-        # stays out of the scan. The mean's 1 / L does not change a cosine.
+        # Eq 5's v = sum_l rho_l u_l enters only through |v|^2 = rho' gram rho and v . w_c = rho' agreement, so the
+        # width d stays out of the scan. The mean's 1 / L does not change a cosine.
         cosine = rho @ agreement * jax.lax.rsqrt(jnp.maximum(rho @ gram @ rho, 1e-24))
         return binary_cross_entropy(scale * cosine, y).sum()
 
@@ -178,8 +176,8 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
         score = alpha * score + (1.0 - alpha) * change  # eq 11
         return (_normalise_importance(rho - step_size * gradient), score), None
 
-    # Made from all arguments, not jnp.ones(L): inside shard_map rho must be each device's own wherever any of them is,
-    # else its gradient is the silent sum over devices.
+    # Derived from all arguments, not jnp.ones(L): inside shard_map rho must vary over the mesh wherever any of them
+    # does, else its gradient is silently summed over devices.
     ones = jnp.ones_like(agreement @ y)
     (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=gram.dtype))
     if selection == "taylor":
@@ -195,16 +193,14 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
 
 
 def _over_images(f, *arrays, at_once: int | None = None):
-    """``jax.vmap(f)(*arrays)``, on a CPU in parts that its cache holds: so many images ``at_once``, or one by one."""
+    """``jax.vmap(f)(*arrays)``; on a CPU in parts that fit its cache, ``at_once`` images each, or one by one."""
     return jax.lax.platform_dependent(
-        *arrays,
-        cpu=lambda *arrays: jax.lax.map(lambda one: f(*one), arrays, batch_size=at_once),
-        default=jax.vmap(f),
+        *arrays, cpu=lambda *arrays: jax.lax.map(lambda one: f(*one), arrays, batch_size=at_once), default=jax.vmap(f)
     )
 
 
 def select_positions(score, threshold, *, scale: float = 10.0, score_scaling: str = "minmax"):
-    """sigmoid(score) >= theta, per image; an image of which no position passes keeps its best one.
+    """sigmoid(score) >= theta, per image; an image where no position passes keeps its best one.
 
     Args:
       score: float [..., L], raw scores of the positions of an image.
@@ -237,7 +233,7 @@ def _minmax(x, tolerance):
     return jnp.where(constant, 1.0, (x - low) / jnp.where(constant, 1.0, high - low))
 
 
-def _check(local_features, labels, label_embeddings, projection, steps, momentum, score_scaling):
+def _check_shapes(local_features, labels, label_embeddings, projection):
     s, n = local_features.shape[0] if local_features.ndim else 0, local_features.shape[-1:]
     d = n if projection is None else jnp.shape(projection)[-1:]
     if local_features.ndim != 4:
@@ -251,9 +247,3 @@ def _check(local_features, labels, label_embeddings, projection, steps, momentum
             f"label_embeddings must be [C, d] = {(labels.shape[1], *d)}, not {label_embeddings.shape}"
             + (": give projection=[n, d] where n differs from d" if projection is None else "")
         )
-    if not isinstance(steps, int) or steps < 1 or not 0 <= momentum <= 1:
-        raise ValueError(
-            f"steps must be a whole number of at least 1 and momentum in [0, 1], not {steps} and {momentum}"
-        )
-    if score_scaling not in SCORE_SCALINGS:
-        raise ValueError(f"score_scaling must be one of {SCORE_SCALINGS}, not {score_scaling!r}")

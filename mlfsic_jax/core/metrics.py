@@ -104,7 +104,7 @@ def calibration_error(probabilities, labels, bins: int = 15) -> float:
     Args:
       probabilities: float, any shape; clipped to [0, 1].
       labels: 0/1 or bool, the same shape.
-      bins: their number.
+      bins: how many.
     """
     p, y = np.clip(np.ravel(probabilities), 0, 1).astype(np.float64), np.ravel(labels)
     which = np.minimum((p * bins).astype(int), bins - 1)
@@ -125,8 +125,7 @@ def mean_and_ci95(values: np.ndarray) -> dict[str, float]:
 def bootstrap_ci95(values: np.ndarray, *, seed: int = 0, n_resamples: int = 9999) -> dict[str, float]:
     """Mean over episodes and its 95 % bootstrap interval, between percentiles of resampled means.
 
-    Of the differences between two methods on the same episodes it says whether they can be told apart: the interval
-    leaves out 0.
+    Two methods on the same episodes can be told apart where the interval of their differences excludes 0.
 
     Args:
       values: float [E], one per episode, E >= 2.

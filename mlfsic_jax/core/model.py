@@ -1,4 +1,4 @@
-"""The Base and LCM models: backbone, joint embedding, prototypes put together (paper section 4)."""
+"""The Base and LCM models: backbone, joint embedding and prototypes together (paper section 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlfsic_jax.core.prototypes import ATTENTIONS, Prototypes
 class JointEmbedding(nn.Module):
     """A_visual and A_text: two linear maps without bias into the joint space (eq 2).
 
-    ``visual`` is linear, so it is applied to local features once and everything after lives in ``d_joint`` dimensions.
+    ``visual`` is linear, so it is applied to local features once; everything after has ``d_joint`` dimensions.
     """
 
     d_joint: int
@@ -38,19 +38,19 @@ class JointEmbedding(nn.Module):
 class BaseModel(nn.Module):
     """Joint embedding plus word-guided prototypes, on local features or, with a backbone, on photos.
 
-    Linen rather than NNX: parameters are a plain pytree outside of the module, so vmap, grad and scan over episodes
-    need nothing special.
+    Linen rather than NNX: parameters are a plain pytree outside the module, so vmap, grad and scan over episodes need
+    nothing special.
 
     Attributes:
       d_joint: width of the joint space, d_j.
       scale: lambda of eqs 4 and 19.
       prototypes: fields of ``Prototypes``.
       anchor: start at the plain prototype classifier (ours): orthogonal A_visual, uniform attention, closed gates.
-      backbone: a module photos -> local features trained with the rest, or None where inputs are local features.
+      backbone: a module, photos -> local features, trained with the rest; None where inputs are local features.
       attention: see ``Prototypes``.
       dynamic: see ``Prototypes``.
-      cm_loss: whether there is L_cm; False is an ablation (section 5.4.1).
-      query_loss_on: images of L_query, "query" or, WGA's ablation of the CM loss, "both" support and query.
+      cm_loss: train with L_cm; False is an ablation (section 5.4.1).
+      query_loss_on: images in L_query: "query", or "both" support and query, WGA's ablation of the CM loss.
       query_top: k of ``query_logits``; 0 compares global features of the queries.
     """
 
@@ -112,11 +112,11 @@ class BaseModel(nn.Module):
     def query_logits(self, regions, prototypes):
         """lambda times the cosine of queries and prototypes (eq 19, appendix A.3.3).
 
-        With ``query_top`` = k it is the mean of the k highest cosines that a query's local features have with a
-        prototype. The paper takes their sum, which ranks alike; with the mean, lambda keeps its meaning.
+        With ``query_top`` = k, the mean of the k highest cosines between a query's local features and a prototype. The
+        paper takes their sum, which ranks alike; with the mean, lambda keeps its meaning.
 
         Args:
-          regions: float [Q, L, d], local features; their means, [Q, 1, d], do where ``query_top`` is 0.
+          regions: float [Q, L, d], local features; their means, [Q, 1, d], suffice where ``query_top`` is 0.
           prototypes: float [C, d].
 
         Returns:
@@ -137,7 +137,7 @@ class BaseModel(nn.Module):
           support_labels: 0/1 [S, C].
           query_labels: 0/1 [Q, C].
           word_vectors: float [C, d_w].
-          lcm: ``LCMOptions`` to select regions during training too, or None.
+          lcm: ``LCMOptions`` to select regions in training too, or None.
           threshold: theta where ``lcm`` is given.
 
         Returns:
@@ -163,33 +163,23 @@ class BaseModel(nn.Module):
 
     def lcm_scores(self, regions, labels, words, options: LCMOptions):
         """LCM's raw scores: float [S, L, d], 0/1 [S, C], float [C, d] -> float [S, L]."""
-        score, _ = loss_change(
-            regions,
-            labels,
-            words,
-            scale=self.scale,
-            steps=options.steps,
-            step_size=options.step_size,
-            momentum=options.momentum,
-            selection=options.selection,
-        )
-        return score
+        return loss_change(regions, labels, words, scale=self.scale, options=options)[0]
 
     def __call__(self, support, query, support_labels, query_labels, word_vectors):
         return self.losses(support, query, support_labels, query_labels, word_vectors)
 
 
 def attention_values(model: BaseModel, variables, regions, words):
-    """What the attention gives every region for every label: the sum over its heads, before the softmax.
+    """Attention logits of every region for every label, summed over heads.
 
-    These are the maps that the papers show (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them,
-    it only takes regions away before the softmax. An attention on global features gives all regions of an image the
-    same; a model without attention gives 0.
+    The papers show these maps (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them; it only
+    removes regions before the softmax. Attention on global features gives all regions of an image the same value; a
+    model without attention gives 0.
 
     Args:
       model: the model.
       variables: its parameters.
-      regions: float [S, L, d_joint], local features in the joint space, see ``BaseModel.locals``.
+      regions: float [S, L, d_joint], local features in the joint space, see ``BaseModel.regions``.
       words: float [C, d_joint], see ``BaseModel.words``.
 
     Returns:

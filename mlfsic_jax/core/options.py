@@ -1,4 +1,4 @@
-"""Rules of options: a frozen dataclass checks its fields once, when it is made."""
+"""Rules for options: a frozen dataclass checks its fields when it is made."""
 
 from __future__ import annotations
 

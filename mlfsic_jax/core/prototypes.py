@@ -12,21 +12,13 @@ ATTENTIONS = ("channelwise", "standard", "global", "simple", "simple_local", "lo
 
 
 class CrossAttention(nn.Module):
-    """Channel-wise cross-attention: the word asks, the local features answer, head by head (eqs 12-14).
+    """Channel-wise cross-attention: queries from the word, keys and values from the local features (eqs 12-14)."""
 
-    Attributes:
-      n_heads: n_a; each head sees d_joint / n_heads channels, keys and values alike.
-      dropout: rate inside the MLP.
-      skip: a skip connection around the MLP (ours; the paper's equation 14 has none).
-      anchor: start as uniform attention without MLP, that is, as the plain mean of the local features.
-      separate: standard attention, WGA's: keys and values come from linear layers K_j and V_j.
-    """
-
-    n_heads: int
-    dropout: float
-    skip: bool
-    anchor: bool
-    separate: bool = False
+    n_heads: int  # n_a; each head sees d_joint / n_heads channels, keys and values alike
+    dropout: float  # rate inside the MLP
+    skip: bool  # a skip connection around the MLP (ours; the paper's equation 14 has none)
+    anchor: bool  # start as the plain mean of the local features: uniform attention, no MLP
+    separate: bool = False  # standard attention, as in WGA: linear layers K_j and V_j make keys and values
 
     @nn.compact
     def __call__(self, regions, mask, words, train: bool):
@@ -40,7 +32,7 @@ class CrossAttention(nn.Module):
             keys = nn.Dense(d, use_bias=False, name="key")(regions).reshape(keys.shape)
             values = nn.Dense(d, use_bias=False, name="value")(regions).reshape(values.shape)
         logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
-        self.sow("intermediates", "logits", logits)  # for those who ask, see ``models.attention_values``
+        self.sow("intermediates", "logits", logits)  # read by ``model.attention_values``
         attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
         pooled = jnp.einsum("chm,mhd->chd", attention, values).reshape(-1, d)
         hidden = nn.gelu(nn.Dense(d, name="mlp_1")(pooled), approximate=False)
@@ -51,13 +43,9 @@ class CrossAttention(nn.Module):
 
 
 class SimpleAttention(nn.Module):
-    """Mean of the features weighted by softmax(lambda cos(feature, word)) (appendix A.3.1).
+    """Mean of the features weighted by softmax(lambda cos(feature, word)) (appendix A.3.1)."""
 
-    Attributes:
-      scale: lambda.
-    """
-
-    scale: float
+    scale: float  # lambda
 
     @nn.compact
     def __call__(self, features, mask, words):
@@ -70,7 +58,7 @@ class SimpleAttention(nn.Module):
 class LowRankAttention(nn.Module):
     """Mean of the features weighted as in KGGR (Chen et al. 2020): softmax(f_a(P' tanh(U' feature * V' word) + b)).
 
-    P and f_a, two linear layers in a row, are one here, and a softmax does not see their biases. All widths are d.
+    P and f_a, two linear layers in a row, are one here; their biases would cancel in the softmax. All widths are d.
     """
 
     @nn.compact
@@ -86,23 +74,17 @@ class LowRankAttention(nn.Module):
 
 
 class DynamicConvolution(nn.Module):
-    """Two 1x1 convolutions whose kernels are generated from the word (eqs 15-16).
+    """Two 1x1 convolutions with kernels generated from the word (eqs 15-16)."""
 
-    Attributes:
-      d_dynamic: d_d, width between the two.
-      n_dynamic: n_d, how many of a label's local features go through: the most similar to its word by cosine.
-      anchor: start at zero.
-    """
-
-    d_dynamic: int
-    n_dynamic: int
-    anchor: bool
+    d_dynamic: int  # d_d, width between the two
+    n_dynamic: int  # n_d, how many local features of a label go through: the nearest to its word by cosine
+    anchor: bool  # start at zero
 
     @nn.compact
     def __call__(self, regions, mask, words):
         """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
         d, d_dynamic = words.shape[-1], self.d_dynamic
-        # The biases alone start the kernels at fan-in scale; the words modulate them.
+        # At the start the biases alone give kernels of fan-in scale; the words modulate them.
         theta_1 = nn.Dense(
             d * d_dynamic,
             kernel_init=nn.initializers.normal(0.02 / d**0.5),
@@ -119,7 +101,7 @@ class DynamicConvolution(nn.Module):
         n_top = min(self.n_dynamic, mask.shape[1])
         similarity = jnp.where(mask, unit(words) @ unit(regions).T, -jnp.inf)  # [C, M]
         similarity, top = jax.lax.top_k(jax.lax.stop_gradient(similarity), n_top)
-        present = jnp.isfinite(similarity)[..., None]  # a label with fewer locals averages what there is
+        present = jnp.isfinite(similarity)[..., None]  # a label with fewer averages those it has
         u = jnp.einsum("ckd,cde->cke", regions[top], theta_1)
         u = nn.relu(nn.LayerNorm(name="norm_1")(u))
         u = jnp.einsum("cke,ced->ckd", u, theta_2)
@@ -129,32 +111,21 @@ class DynamicConvolution(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """p_c = cross-attention + dynamic convolution (eq 17), or an ablation of them (section 5.4.1, appendix A.3.1).
+    """p_c = cross-attention + dynamic convolution (eq 17), or an ablation of them (section 5.4.1, appendix A.3.1)."""
 
-    Attributes:
-      n_heads: see ``CrossAttention``.
-      d_dynamic: see ``DynamicConvolution``.
-      n_dynamic: see ``DynamicConvolution``.
-      dropout: see ``CrossAttention``.
-      skip: see ``CrossAttention``.
-      anchor: see both.
-      attention: what stands for p_att. "channelwise": the paper's; "standard": with layers for keys and values;
-        "global": the paper's, on the images' global features; "simple" and "simple_local": ``SimpleAttention`` on
-        global and on local features; "low_rank": ``LowRankAttention``; "none": nothing. The simple ones and "low_rank"
-        have no MLP. An image's global feature is the mean of its kept local features.
-      dynamic: whether there is p_dyn.
-      scale: lambda of the simple attentions.
-    """
-
-    n_heads: int = 8
-    d_dynamic: int = 64
-    n_dynamic: int = 16
-    dropout: float = 0.1
-    skip: bool = True
-    anchor: bool = False
+    n_heads: int = 8  # see ``CrossAttention``
+    d_dynamic: int = 64  # see ``DynamicConvolution``
+    n_dynamic: int = 16  # see ``DynamicConvolution``
+    dropout: float = 0.1  # see ``CrossAttention``
+    skip: bool = True  # see ``CrossAttention``
+    anchor: bool = False  # see both
+    # how p_att is made. "channelwise": the paper's; "standard": with layers for keys and values; "global": the paper's,
+    # on global features; "simple" and "simple_local": ``SimpleAttention`` on global and on local features; "low_rank":
+    # ``LowRankAttention``; "none": not at all. The simple ones and "low_rank" have no MLP. An image's global feature is
+    # the mean of its kept local features.
     attention: str = "channelwise"
-    dynamic: bool = True
-    scale: float = 10.0
+    dynamic: bool = True  # whether there is p_dyn
+    scale: float = 10.0  # lambda of the simple attentions
 
     @nn.compact
     def __call__(self, regions, labels, words, keep=None, train: bool = False):
@@ -168,10 +139,10 @@ class Prototypes(nn.Module):
           train: whether dropout is active (needs the rng "dropout").
 
         Returns:
-          float [C, d], finite even for a label without a support image, which has no locals to go by.
+          float [C, d], finite even for a label without a support image.
 
         Raises:
-          ValueError: there is no such attention, or nothing that a prototype could be made of.
+          ValueError: there is no such attention, or neither attention nor dynamic convolution.
         """
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {ATTENTIONS}, not {self.attention!r}")

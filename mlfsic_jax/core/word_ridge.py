@@ -1,8 +1,8 @@
-"""Our own model: ridge regression in closed form with a word prior, on global features or with a region kernel.
+"""Our own model: ridge regression in closed form with a word prior, on pooled features or with a region kernel.
 
-Fit once on base images (``fit``), then a pure function of an episode (``word_ridge``, ``region_word_ridge``): no
-training loop, no threshold on regions, labels it has never seen. Notation: x are centred unit global features, z
-centred local features, y the support's labels, w word vectors.
+``fit`` once on base images, ``adapt`` to a support set, ``scores`` of queries: no training loop, no threshold on
+regions, and labels may be new. Notation: x are centred unit pooled features, z centred local features, y the support's
+labels, w word vectors.
 """
 
 from __future__ import annotations
@@ -19,68 +19,35 @@ _SHRINKAGE = 4.0
 
 
 class Fitted(NamedTuple):
-    """What the base images teach: where their features lie, and how words map to linear classifiers.
+    """Learned from base images: where their features lie, and how words map to linear classifiers."""
 
-    Attributes:
-      mean: float [n], mean local feature of the base images.
-      components: float [n, d], their d principal directions, in which regions are compared.
-      words: float [B, d_w], unit word vectors of the B base labels.
-      mapping: float [B, n], from similarity with base words to a classifier; A of ``fit``.
-      offset: float [n], the mean classifier; m of ``fit``.
-    """
-
-    mean: jax.Array
-    components: jax.Array
-    words: jax.Array
-    mapping: jax.Array
-    offset: jax.Array
-
-
-class Prediction(NamedTuple):
-    """Scores of the queries, and of each support image when it is left out of its own fit.
-
-    Attributes:
-      query: float [Q, C].
-      left_out: float [S, C].
-    """
-
-    query: jax.Array
-    left_out: jax.Array
+    mean: jax.Array  # float [n], mean local feature of the base images
+    components: jax.Array  # float [n, d], their d principal directions, in which regions are compared
+    words: jax.Array  # float [B, d_w], unit word vectors of the B base labels
+    mapping: jax.Array  # float [B, n], from similarity with base words to a classifier; A of ``fit``
+    offset: jax.Array  # float [n], the mean classifier; m of ``fit``
 
 
 class Adapted(NamedTuple):
-    """The model adapted to one support set: all that ``scores`` of queries need.
+    """The model adapted to one support set: all that ``scores`` needs."""
 
-    Attributes:
-      support: float [S, n], centred unit global features x; or [S, L, d], regions z, where those are compared.
-      word_vectors: float [C, d_w].
-      beta: weight of the word prior.
-      dual: float [S, C], see ``solve``.
-      left_out: float [S, C], see ``Prediction``.
-    """
-
+    # float [S, n], centred unit pooled features x; or [S, L, d], regions z, where those are compared
     support: jax.Array
-    word_vectors: jax.Array
-    beta: float
-    dual: jax.Array
-    left_out: jax.Array
+    word_vectors: jax.Array  # float [C, d_w]
+    beta: float  # weight of the word prior
+    dual: jax.Array  # float [S, C], see ``solve``
+    left_out: jax.Array  # float [S, C], score of each support image when it is left out of the fit
 
 
 def fit(
-    features,
-    labels,
-    word_vectors,
-    components,
-    *,
-    classifier_regulariser: float = 300.0,
-    word_regulariser: float = 0.1,
+    features, labels, word_vectors, components, *, classifier_regulariser: float = 300.0, word_regulariser: float = 0.1
 ) -> Fitted:
     """Fits classifiers of the base labels, then a map from their words to them.
 
     R = (X'X + 300 I)^-1 X'(Y - mean Y); V its unit columns; A = (GG' + 0.1 I)^-1 (V - mean V), G the unit words.
 
     Args:
-      features: float [I, n], global features of the base images (means over positions).
+      features: float [I, n], pooled features of the base images (means over positions).
       labels: 0/1 [I, B].
       word_vectors: float [B, d_w].
       components: float [n, d], see ``principal_directions``.
@@ -104,7 +71,7 @@ def fit(
 def principal_directions(local_features, mean, n_components: int = 320) -> np.ndarray:
     """The leading eigenvectors of the local features' covariance: float [I, L, n], [n] -> float32 [n, min(n, d)].
 
-    Cosines between regions in these directions are, up to little, those in the full space, and cheaper.
+    Cosines between regions are almost the same in these directions as in the full space, and cheaper.
     """
     z = np.asarray(local_features, np.float32).reshape(-1, np.shape(local_features)[-1]) - np.asarray(mean)
     _, vectors = np.linalg.eigh(z.T @ z)
@@ -132,84 +99,32 @@ def centred_prior(logits, beta: float):
     return beta * (logits - logits.mean(axis=1, keepdims=True))
 
 
-def word_ridge(
-    fitted: Fitted, support, labels, query, word_vectors, *, beta: float = 0.5, regulariser: float = 1.0
-) -> Prediction:
+def adapt(fitted: Fitted, pooled, regions, labels, word_vectors, *, beta: float, regulariser: float) -> Adapted:
     """Ridge regression on what the word prior leaves unexplained.
 
     Args:
       fitted: see ``fit``.
-      support: float [S, n], global features.
+      pooled: float [S, n], of the support.
+      regions: float [S, L, d], see ``regions``, to compare images by ``region_kernel``; a region of length 0 is left
+        out. None: to compare their pooled features.
       labels: 0/1 [S, C].
-      query: float [Q, n].
       word_vectors: float [C, d_w].
       beta: weight of the prior; with 0 this is plain ridge regression, up to a constant per label.
       regulariser: lambda.
     """
-    adapted = adapt(fitted, support, None, labels, word_vectors, beta=beta, regulariser=regulariser)
-    return Prediction(scores(fitted, adapted, query), adapted.left_out)
-
-
-def region_word_ridge(
-    fitted: Fitted,
-    support,
-    support_regions,
-    labels,
-    query,
-    query_regions,
-    word_vectors,
-    *,
-    keep=None,
-    beta: float = 0.5,
-    regulariser: float = 0.3,
-) -> Prediction:
-    """``word_ridge`` with a kernel that matches regions instead of the inner product of global features.
-
-    Args:
-      fitted: see ``fit``.
-      support: float [S, n], global features, for the prior.
-      support_regions: float [S, L, d], centred local features z, see ``regions``.
-      labels: 0/1 [S, C].
-      query: float [Q, n].
-      query_regions: float [Q, L, d].
-      word_vectors: float [C, d_w].
-      keep: bool [S, L], the regions of the support to use, or None for all.
-      beta: weight of the prior.
-      regulariser: lambda.
-    """
-    if keep is not None:
-        support_regions = support_regions * keep[..., None]  # a region of length 0 has weight 0
-    adapted = adapt(fitted, support, support_regions, labels, word_vectors, beta=beta, regulariser=regulariser)
-    return Prediction(scores(fitted, adapted, query, query_regions), adapted.left_out)
-
-
-def adapt(
-    fitted: Fitted, support, support_regions, labels, word_vectors, *, beta: float, regulariser: float
-) -> Adapted:
-    """The half of ``word_ridge`` and ``region_word_ridge`` that needs no queries.
-
-    Args:
-      fitted: see ``fit``.
-      support: float [S, n], global features.
-      support_regions: float [S, L, d] for ``region_word_ridge``, None for ``word_ridge``.
-      labels: 0/1 [S, C].
-      word_vectors: float [C, d_w].
-      beta: weight of the prior.
-      regulariser: lambda.
-    """
-    x = unit(support - fitted.mean)
+    x = unit(pooled - fitted.mean)
     prior = word_prior(fitted, x, word_vectors, beta)
-    if support_regions is None:
+    if regions is None:
         return Adapted(x, word_vectors, beta, *solve(x @ x.T, prior, labels, regulariser))
-    kernel = region_kernel(support_regions, support_regions)
+    kernel = region_kernel(regions, regions)
     kernel = (kernel + kernel.T) / 2
-    return Adapted(support_regions, word_vectors, beta, *solve(kernel, prior, labels, regulariser))
+    return Adapted(regions, word_vectors, beta, *solve(kernel, prior, labels, regulariser))
 
 
-def scores(fitted: Fitted, adapted: Adapted, query, query_regions=None):
-    """The other half: float [Q, n] global features, [Q, L, d] regions where those are compared -> float [Q, C]."""
-    x = unit(query - fitted.mean)
-    kernel = x @ adapted.support.T if query_regions is None else region_kernel(query_regions, adapted.support)
+def scores(fitted: Fitted, adapted: Adapted, pooled, regions=None):
+    """Scores of queries: float [Q, n], and [Q, L, d] where regions are compared -> float [Q, C]."""
+    x = unit(pooled - fitted.mean)
+    kernel = x @ adapted.support.T if regions is None else region_kernel(regions, adapted.support)
     return word_prior(fitted, x, adapted.word_vectors, adapted.beta) + kernel @ adapted.dual
 
 
@@ -239,10 +154,10 @@ def region_kernel(a, b):
     u_a, r_a, v_a = parts(a)
     u_b, r_b, v_b = parts(b)
 
-    def with_one(image):  # one image of b at a time: its similarities to all of a fit the processor's cache
+    def with_one(image):  # one image of b at a time: its similarities to all of a fit the cache
         u, r, v = image
         similarity = jnp.einsum("ild,md->ilm", u_a, u)
-        # A region that was left out (length 0) must not be anybody's best match.
+        # A region that was left out (length 0) must not be a best match.
         best_in_b = jnp.max(similarity, axis=2, where=(r > 0), initial=-1.0)
         best_in_a = jnp.max(similarity, axis=1, where=(r_a > 0)[:, :, None], initial=-1.0)
         k1 = (jnp.sum(r_a * best_in_b, axis=1) + best_in_a @ r) / 2
@@ -259,12 +174,11 @@ def region_kernel(a, b):
 def region_pairs(a, b):
     """``region_kernel`` before the sum over pairs of regions: which region met which.
 
-    With it a prediction comes apart exactly: a score is the word prior plus the sum over support photos s and regions l
-    and m of ``pairs[s, l, m] * adapted.dual[s]``. In k1 a region counts with its best match alone, in k2 with all
-    that it resembles.
+    It splits a prediction exactly: a score is the word prior plus the sum over support photos s and regions l and m of
+    ``pairs[s, l, m] * adapted.dual[s]``. In k1 a region counts with its best match alone, in k2 with all it resembles.
 
     Args:
-      a: float [I, L, d], centred local features z, of which an image has at least one that is not 0.
+      a: float [I, L, d], centred local features z, at least one of an image not 0.
       b: float [J, M, d].
 
     Returns:
@@ -287,55 +201,45 @@ def region_pairs(a, b):
     return jax.lax.map(lambda z: jax.vmap(lambda z_b: pair(z, z_b))(b), a)
 
 
-def probabilities(prediction: Prediction, labels, slope: float, intercept: float):
-    """Calibrated probabilities of the queries: sigmoid(slope (s - m_c) / d + intercept).
+def standardised(scores, left_out, labels):
+    """Scores in units that mean the same for every label and episode: (s - m_c) / d.
 
-    m_c is the mean left-out score of the support images without label c, drawn towards the mean over all labels as far
-    as they are few, and d the spread of those scores about m_c. Two numbers, ``slope`` and ``intercept``, hold for all
-    labels; they are fitted on validation episodes.
+    m_c is the mean left-out score of the support images without label c, shrunk towards the mean over all labels where
+    they are few; d is the spread of those scores about m_c. One slope and one intercept, fitted on validation episodes,
+    make probabilities of them: sigmoid(slope * standardised + intercept).
 
     Args:
-      prediction: of ``word_ridge`` or ``region_word_ridge``.
+      scores: float [Q, C], of ``scores``.
+      left_out: float [S, C], see ``Adapted``.
       labels: 0/1 [S, C], of the support.
-      slope: in units of the spread.
-      intercept: log odds of a score at m_c.
 
     Returns:
-      float [Q, C] in [0, 1].
+      float [Q, C].
     """
-    return jax.nn.sigmoid(slope * standardised(prediction, labels) + intercept)
-
-
-def standardised(prediction: Prediction, labels):
-    """(s - m_c) / d of ``probabilities``: float [Q, C]."""
-    without = 1 - labels.astype(prediction.left_out.dtype)
+    without = 1 - labels.astype(left_out.dtype)
     n = without.sum(axis=0)
-    overall = jnp.sum(without * prediction.left_out) / jnp.maximum(without.sum(), 1)
-    centre = (jnp.sum(without * prediction.left_out, axis=0) + _SHRINKAGE * overall) / (n + _SHRINKAGE)
-    spread = jnp.sqrt(jnp.sum(without * (prediction.left_out - centre) ** 2) / jnp.maximum(without.sum(), 1))
-    return (prediction.query - centre) / jnp.maximum(spread, 1e-6)
-
-
-def kernel_ridge(kernel, kernel_query, prior, prior_query, labels, regulariser) -> Prediction:
-    """p(q) + k(q, S) (K + lambda I)^-1 (T - mean T) with T = y - p(S), and the same for each support image left out.
-
-    Leaving image i out in closed form: a ridge fit to targets t predicts t_i - [G^-1 t]_i / [G^-1]_ii at i without
-    having seen it, G = K + lambda I. As the prediction is linear in t, so is the centring by the mean of the others.
-
-    Args:
-      kernel: float [S, S], of the support.
-      kernel_query: float [Q, S].
-      prior: float [S, C], p of the support.
-      prior_query: float [Q, C].
-      labels: 0/1 [S, C].
-      regulariser: lambda.
-    """
-    dual, left_out = solve(kernel, prior, labels, regulariser)
-    return Prediction(prior_query + kernel_query @ dual, left_out)
+    overall = jnp.sum(without * left_out) / jnp.maximum(without.sum(), 1)
+    centre = (jnp.sum(without * left_out, axis=0) + _SHRINKAGE * overall) / (n + _SHRINKAGE)
+    spread = jnp.sqrt(jnp.sum(without * (left_out - centre) ** 2) / jnp.maximum(without.sum(), 1))
+    return (scores - centre) / jnp.maximum(spread, 1e-6)
 
 
 def solve(kernel, prior, labels, regulariser):
-    """(K + lambda I)^-1 (T - mean T), and the left-out scores of ``kernel_ridge``, both [S, C]; arguments as there."""
+    """(K + lambda I)^-1 (T - mean T) with T = y - p(S): ridge regression in the dual, and left-out scores.
+
+    A query scores p(q) + k(q, S) dual. Leaving image i out in closed form: a ridge fit to targets t predicts
+    t_i - [G^-1 t]_i / [G^-1]_ii at i without having seen it, G = K + lambda I. The prediction is linear in t, and so is
+    centring by the mean of the others.
+
+    Args:
+      kernel: float [S, S], K of the support.
+      prior: float [S, C], p of the support.
+      labels: 0/1 [S, C].
+      regulariser: lambda.
+
+    Returns:
+      (dual float [S, C], left-out scores float [S, C]).
+    """
     s = len(kernel)
     inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
     targets = labels.astype(kernel.dtype) - prior  # T

@@ -1,6 +1,6 @@
-"""The methods by name. To add one: a subclass of ``Method`` in a file of its own, and one line in ``METHODS``.
+"""The methods by name. To add one, write a subclass of ``Method`` in a file of its own and a line in ``METHODS``.
 
-Its options become a section of the config; evaluation, own photos, report and tables take it up by themselves.
+Its options become a section of the config; evaluation, own photos, report and tables pick it up by themselves.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ METHODS: dict[str, Method] = {
 
 
 def create(name: str, **options: Any) -> Method:
-    """A method by name, with other options than its defaults.
+    """A method by name; ``options`` replace its defaults.
 
     Raises:
-      ValueError: no method has this name, or an option is not allowed (``core.options.OptionError``).
-      TypeError: it has no such option.
+      ValueError: no method has this name, or a value is not allowed (``core.options.OptionError``).
+      TypeError: the method has no such option.
     """
     if name not in METHODS:
         raise ValueError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -60,12 +60,17 @@ def create(name: str, **options: Any) -> Method:
 
 
 def trained_of(method: Method, stores: Mapping[str, Any], value: Any = None) -> dict[str, Any]:
-    """The ``trained`` of a method: the leaves of its stores, and of its tuned one, if it has one, the value.
+    """Assembles the ``trained`` of a method from its stores, and from the value of its tuned leaf if it has one.
 
     Args:
-      method: the method.
-      stores: store -> what its training gave.
+      method: any.
+      stores: name of a store -> the result of ``train``.
       value: of the leaf ``tuned``: a float, or all candidates.
+
+    Raises:
+      ValueError: the method is tuned, and there is no value.
     """
+    if method.tuned and value is None:
+        raise ValueError(f"{type(method).__name__} needs a value of {method.tuned}")
     trained = {name: leaf for store in method.stores for name, leaf in stores[store].items()}
     return trained | {method.tuned: np.float32(value)} if method.tuned else trained

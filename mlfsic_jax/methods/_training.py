@@ -1,4 +1,4 @@
-"""What the peers' training has in common: reading local features in batches, and Adam on one program for many steps."""
+"""Shared by methods that train: local features in batches, and Adam with many steps in one program."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _READ = 64
 
 
 def map_regions(base: View, rows, fn: Callable) -> np.ndarray:
-    """Maps the local features of images, a batch at a time.
+    """Maps local features of images, a batch at a time.
 
     Args:
-      base: its inputs are local features.
+      base: a view whose inputs are local features.
       rows: int [I], which images.
       fn: float32 [B, L, n] -> array [B, ...].
 
@@ -36,19 +36,24 @@ def map_regions(base: View, rows, fn: Callable) -> np.ndarray:
 
 
 def pooled_features(base: View) -> np.ndarray:
-    """Means over positions of all images of a view: float32 [I, n]."""
+    """Local features of a view, averaged over positions: float32 [I, n]."""
     return map_regions(base, np.arange(len(base.labels)), lambda regions: regions.mean(axis=1))
 
 
+def mean_feature(pooled) -> np.ndarray:
+    """Mean of features float32 [I, n], summed in float64: float32 [n]."""
+    return pooled.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
 def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=None) -> tuple[Any, Any]:
-    """Steps of Adam, one for each batch; traceable.
+    """One step of Adam per batch; traceable.
 
     Args:
       loss: (params, batch) -> scalar.
       params: where to start, a pytree of arrays.
-      batches: a pytree of arrays, whose first axis goes over the steps.
+      batches: a pytree of arrays whose first axis is the step.
       learning_rate: of Adam.
-      opt_state: of the steps before, to go on with.
+      opt_state: of earlier steps, to continue them.
 
     Returns:
       (params, opt_state) after the last step.
@@ -66,17 +71,17 @@ def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=Non
 def adam_in_chunks(
     loss: Callable, params, data, draw: Callable, *, steps: int, chunk: int, learning_rate: float, description: str
 ):
-    """``adam`` on many batches, a chunk of them in one program, with a report of progress.
+    """``adam`` on many batches, a chunk of them in one program, with a progress bar.
 
     Args:
       loss: (params, data, batch) -> scalar.
       params: where to start, a pytree of arrays.
       data: a pytree of arrays that all steps share.
-      draw: number of a chunk -> its batches, see ``adam``.
+      draw: chunk number -> its batches, see ``adam``.
       steps: how many; rounded up to whole chunks.
       chunk: steps in one program.
       learning_rate: of Adam.
-      description: what is trained, for the report.
+      description: what is trained, for the progress bar.
 
     Returns:
       params after the last step.
@@ -84,10 +89,10 @@ def adam_in_chunks(
 
     @jax.jit
     def run(params, opt_state, data, batches):
-        def of_batch(params, batch):
+        def on_data(params, batch):
             return loss(params, data, batch)
 
-        return adam(of_batch, params, batches, learning_rate=learning_rate, opt_state=opt_state)
+        return adam(on_data, params, batches, learning_rate=learning_rate, opt_state=opt_state)
 
     opt_state, n_chunks = jax.jit(optax.adam(learning_rate).init)(params), -(-steps // chunk)
     for number in track(range(n_chunks), total=n_chunks, description=description, unit=f"x {chunk} steps"):

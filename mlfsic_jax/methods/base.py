@@ -18,24 +18,25 @@ FIXED = {"fixed": True}  # metadata of a field that tells entries of ``METHODS``
 class Method:
     """One way to tell which labels an image has, from a few examples of each.
 
-    The fields of a subclass are its options; their defaults and rules (``__post_init__``) stand nowhere else. The
-    functions below are pure and traceable, but for ``train``. Evaluation, own photos, report and tables call nothing
-    else. To add a method: subclass, and add one line to ``METHODS``.
+    The fields of a subclass are its options, with their only defaults and rules (``__post_init__``). Its functions are
+    pure and traceable, except ``train``. Evaluation, own photos, report and tables call nothing else. To add a method,
+    subclass and add one line to ``METHODS``.
 
     Notation: I images, L local positions, n channels of the backbone, S support images, Q queries, C labels.
 
     Attributes:
-      sections: of the config, which set the options; methods of one family share theirs.
-      stores: names under which ``trained`` is kept; methods with the same store are trained once, together.
-      base: what ``train`` needs of the base split: "" for nothing, "images", or "labels".
-      needs_words: whether the labels need word vectors.
-      needs_contrast: whether every label needs a support image without it.
-      calibrated: ``score`` gives standardised scores; the probability is sigmoid(slope * score + intercept), and
-        these two numbers are fitted on validation labels. Otherwise scores stand for probabilities as they are.
-      tuned: the leaf of ``trained`` that is chosen on validation labels, among ``candidates``; "" for none.
-      on_request: leave it out of an evaluation that does not name it.
+      sections: config sections that set the options; methods of one family share theirs.
+      stores: names under which ``trained`` is kept; of methods that share a store the first of ``METHODS``
+        is trained, for all.
+      base: what ``train`` needs from the base split: "" for nothing, "images", or "labels".
+      needs_words: labels need word vectors.
+      needs_contrast: every label needs a support image without it.
+      calibrated: ``score`` gives standardised scores, and sigmoid(slope * score + intercept), fitted on validation
+        labels, the probabilities; otherwise scores are used as probabilities.
+      tuned: the leaf of ``trained`` that is chosen among ``candidates`` on validation labels; "" for none.
+      on_request: left out of an evaluation that does not name it.
       batched: map several episodes at once (vmap); else one by one, each in the processor's cache.
-      against: the plainer method that it is compared with, episode by episode.
+      against: a plainer method to compare with, episode by episode.
     """
 
     sections: ClassVar[tuple[str, ...]] = ()
@@ -53,11 +54,11 @@ class Method:
         """Checks the options, see ``core.options.require``."""
 
     def train(self, key: jax.Array, base: View) -> dict[str, Any]:
-        """What the base split teaches, once.
+        """Learns from the base split, once.
 
         Args:
-          key: fixes what is random.
-          base: images whose labels are none of the episodes'; its inputs are local features.
+          key: fixes all random choices.
+          base: images of labels that are in no episode; its inputs are local features.
 
         Returns:
           ``trained``: nested dicts of arrays.
@@ -65,23 +66,23 @@ class Method:
         return {}
 
     def candidates(self) -> tuple[float, ...]:
-        """Values of the leaf ``tuned``."""
+        """Values to try for the leaf ``tuned``."""
         return ()
 
     def embed(self, trained, features) -> dict[str, Any]:
-        """What is computed once per image: local features float32 [I, L, n] -> arrays [I, ...]."""
+        """Computed once per image: local features float32 [I, L, n] -> arrays [I, ...]."""
         return {"pooled": features.mean(axis=1)}
 
     def embed_key(self, trained) -> Hashable:
-        """Methods with equal keys share what ``embed`` gives."""
+        """Methods with equal keys share the results of ``embed``."""
         return (Method.embed,) if type(self).embed is Method.embed else (self, id(trained))
 
     def embed_support(self, trained, images, labels, words) -> dict[str, Any]:
-        """What is computed once per support image, whatever its episode; joins what ``embed`` gave.
+        """Computed once per support image, whatever its episode: arrays [I, ...] that join those of ``embed``.
 
         Args:
           trained: see ``train``.
-          images: of ``embed``, [I, ...].
+          images: from ``embed``, [I, ...].
           labels: bool [I, C].
           words: float32 [C, d_w], word vectors.
         """
@@ -92,7 +93,7 @@ class Method:
 
         Args:
           trained: see ``train``.
-          images: of ``embed`` and ``embed_support``, [S, ...].
+          images: from ``embed`` and ``embed_support``, [S, ...].
           labels: bool [S, C].
           words: float32 [C, d_w]; None where ``needs_words`` is False and there are none.
 
@@ -102,15 +103,15 @@ class Method:
         raise NotImplementedError
 
     def score(self, trained, state, images):
-        """Scores queries: ``images`` of ``embed``, [Q, ...] -> float [Q, C]."""
+        """Scores queries: ``images`` from ``embed``, [Q, ...] -> float [Q, C]."""
         raise NotImplementedError
 
     def statistics(self, state) -> dict[str, Any]:
-        """Scalars of a fit that are reported as means over episodes."""
+        """Scalars of a fit, reported as means over episodes."""
         return {}
 
     def explain(self, trained, state, images) -> dict[str, Any] | None:
-        """What a query's scores are made of, region by region, or None.
+        """Splits a query's scores region by region; None where a method cannot.
 
         Returns:
           "prior" float [Q, C], "pairs" float [Q, S, L, L] and "dual" float [S, C]: a score is the prior plus the sum

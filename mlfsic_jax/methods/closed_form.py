@@ -12,35 +12,26 @@ import numpy as np
 from mlfsic_jax.core import word_ridge
 from mlfsic_jax.core.functional import cosine_logits, unit
 from mlfsic_jax.core.options import positive, require
-from mlfsic_jax.methods._training import map_regions, pooled_features
+from mlfsic_jax.methods._training import map_regions, mean_feature, pooled_features
 from mlfsic_jax.methods.base import FIXED, Method
 
-_FOR_DIRECTIONS = 512  # images: each gives as many samples as it has positions
+_FOR_DIRECTIONS = 512  # images; each gives one sample per position
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted(Method):
-    """The family that learns from base images in closed form, see ``word_ridge.fit``; its members share the result.
-
-    Attributes:
-      beta: weight of the word prior.
-      regulariser: of ridge regression.
-      region_regulariser: of ridge regression with the region kernel.
-      classifier_regulariser: of the base labels' classifiers.
-      word_regulariser: of the map from words to classifiers.
-      n_components: directions in which regions are compared.
-    """
+class ClosedForm(Method):
+    """The family that learns from base images in closed form, by ``word_ridge.fit``; its members share the result."""
 
     sections: ClassVar[tuple[str, ...]] = ("ridge",)
     stores: ClassVar[tuple[str, ...]] = ("fitted",)
     base: ClassVar[str] = "images"
 
-    beta: float = 0.5
-    regulariser: float = 1.0
-    region_regulariser: float = 0.3
-    classifier_regulariser: float = 300.0
-    word_regulariser: float = 0.1
-    n_components: int = 320
+    beta: float = 0.5  # weight of the word prior
+    regulariser: float = 1.0  # of ridge regression
+    region_regulariser: float = 0.3  # of ridge regression with the region kernel
+    classifier_regulariser: float = 300.0  # of the base labels' classifiers
+    word_regulariser: float = 0.1  # of the map from words to classifiers
+    n_components: int = 320  # directions in which regions are compared
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,12 +42,11 @@ class Fitted(Method):
         features = pooled_features(base)
         some = np.unique(np.linspace(0, len(features) - 1, _FOR_DIRECTIONS).astype(int))
         regions = map_regions(base, some, lambda regions: regions)
-        mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
         fitted = word_ridge.fit(
             features,
             base.labels,
             base.word_vectors,
-            word_ridge.principal_directions(regions, mean, self.n_components),
+            word_ridge.principal_directions(regions, mean_feature(features), self.n_components),
             classifier_regulariser=self.classifier_regulariser,
             word_regulariser=self.word_regulariser,
         )
@@ -64,16 +54,12 @@ class Fitted(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prototypes(Fitted):
-    """sigmoid(scale * cos(query, mean of the support images that have the label)): ProtoNet with cosine.
+class Prototypes(ClosedForm):
+    """sigmoid(scale * cos(query, mean of the support images that have the label)): ProtoNet with cosine."""
 
-    Attributes:
-      scale: lambda; it only places the 0.5 threshold, so precision, recall and F1 are not tuned.
-      centred: on unit features minus the base mean.
-    """
-
+    # lambda; it only sets where the threshold 0.5 lies, so precision, recall and F1 are not tuned.
     scale: float = dataclasses.field(default=10.0, metadata=FIXED)
-    centred: bool = dataclasses.field(default=False, metadata=FIXED)
+    centred: bool = dataclasses.field(default=False, metadata=FIXED)  # compare unit features minus the base mean
 
     def fit(self, trained, images, labels, words):
         x = self._features(trained, images)
@@ -87,10 +73,10 @@ class Prototypes(Fitted):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ridge(Fitted):
+class Ridge(ClosedForm):
     """Ridge regression onto centred targets: X_q X' (X X' + regulariser I)^-1 (Y - mean Y) + mean Y.
 
-    A prediction may leave [0, 1]: clip it where a probability is shown; neither AP nor the 0.5 threshold needs that.
+    Scores may leave [0, 1]: clip them where probabilities are shown; neither AP nor the threshold 0.5 needs that.
     """
 
     needs_contrast: ClassVar[bool] = True
@@ -107,5 +93,5 @@ class Ridge(Fitted):
 
 
 def centred_unit(trained, images):
-    """Pooled features minus the base mean, at length 1: [I, n]."""
+    """Pooled features minus the base mean, scaled to length 1: [I, n]."""
     return unit(images["pooled"] - trained["mean"])

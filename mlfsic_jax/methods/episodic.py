@@ -1,6 +1,6 @@
-"""The papers' models, which training by episodes (``run.loop``) teaches: words alone, Base, LCM, and WGA's test step.
+"""The papers' models, trained by episodes (``run.loop``): words alone, Base, LCM, and WGA's test-time step.
 
-WGA (Yan et al. 2022) itself is Base with ``BaseModel(attention="standard", dynamic=False)``.
+WGA itself (Yan et al. 2022) is Base with ``BaseModel(attention="standard", dynamic=False)``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ from mlfsic_jax.methods.base import FIXED, Method
 
 @dataclasses.dataclass(frozen=True)
 class Episodic(Method):
-    """What the papers' models share: ``trained["variables"]`` and local features in the joint space.
+    """Shared by the papers' models: ``trained["variables"]``, and local features in the joint space.
 
-    ``train`` only initialises: an untrained model, the control that every trained one has to beat.
-
-    Attributes:
-      model: the model, without a backbone: methods see local features.
+    ``train`` only initialises: an untrained model is the control that a trained one has to beat.
     """
 
     stores: ClassVar[tuple[str, ...]] = ("episodes",)
@@ -34,6 +31,7 @@ class Episodic(Method):
     needs_words: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
+    # without a backbone, since methods see local features
     model: BaseModel = dataclasses.field(default_factory=BaseModel, metadata=FIXED)
 
     def train(self, key, base):
@@ -47,7 +45,7 @@ class Episodic(Method):
         return Episodic.embed, self.model, id(trained["variables"])
 
     def classify(self, images, prototypes):
-        """Queries against prototypes: float [C, d_joint] -> probabilities [Q, C]."""
+        """Probabilities of queries: prototypes float [C, d_joint] -> [Q, C]."""
         return jax.nn.sigmoid(self.model.query_logits(images["joint"], prototypes))
 
     def _apply(self, trained, *arrays, method: str):
@@ -56,7 +54,7 @@ class Episodic(Method):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Episodic):
-    """Words alone: sigmoid(lambda cos(query, A_text w)); looks at no support image."""
+    """Words alone: sigmoid(lambda cos(query, A_text w)); ignores the support images."""
 
     def fit(self, trained, images, labels, words):
         return self._apply(trained, words, method="words")
@@ -67,7 +65,7 @@ class ZeroShot(Episodic):
 
 @dataclasses.dataclass(frozen=True)
 class Base(Episodic):
-    """The Base model: prototypes of all local features (section 4.3)."""
+    """The Base model: prototypes from all local features (section 4.3)."""
 
     def fit(self, trained, images, labels, words):
         words = self._apply(trained, words, method="words")
@@ -79,22 +77,19 @@ class Base(Episodic):
 
 @dataclasses.dataclass(frozen=True)
 class LCM(LCMOptions, Base):
-    """The LCM model: Base on the local features that Loss Change Measurement keeps (section 4.2).
-
-    Attributes:
-      thresholds: theta is chosen among these on validation labels.
-    """
+    """The LCM model: Base on the local features that Loss Change Measurement keeps (section 4.2)."""
 
     sections: ClassVar[tuple[str, ...]] = ("lcm",)
     tuned: ClassVar[str] = "theta"
     against: ClassVar[str] = "base"
 
+    # candidates for theta, which is chosen on validation labels
     thresholds: tuple[float, ...] = (0.51, 0.52, 0.53, 0.54, 0.55, 0.57, 0.60, 0.65)
 
     def __post_init__(self):
         super().__post_init__()
         between = len(self.thresholds) > 0 and all(0 < theta < 1 for theta in self.thresholds)
-        require(self, thresholds=(between, "numbers between 0 and 1"))
+        require(self, thresholds=(between, "must be numbers between 0 and 1"))
 
     def candidates(self):
         return tuple(self.thresholds)
@@ -122,11 +117,7 @@ class LCM(LCMOptions, Base):
 class FineTuned(Episodic):
     """Base after WGA's test-time step: A_visual and A_text fitted to the support by the CM loss ("Fine-Tuning").
 
-    The paper says neither for how long nor how; here it is Adam, one step on the whole support an epoch.
-
-    Attributes:
-      epochs: steps; 40 is the paper's number for its baselines, 0 changes nothing.
-      learning_rate: of Adam.
+    The paper gives neither optimiser nor length; here it is Adam, one step on the whole support per epoch.
     """
 
     sections: ClassVar[tuple[str, ...]] = ("fine_tuned",)
@@ -134,8 +125,8 @@ class FineTuned(Episodic):
     batched: ClassVar[bool] = False
     against: ClassVar[str] = "base"
 
-    epochs: int = 40
-    learning_rate: float = 1e-4
+    epochs: int = 40  # 40 is the paper's number for its baselines; 0 leaves the model as it was trained
+    learning_rate: float = 1e-4  # of Adam
 
     def __post_init__(self):
         super().__post_init__()
@@ -163,7 +154,7 @@ class FineTuned(Episodic):
 
 
 def init(model: BaseModel, key, features, words) -> dict:
-    """Fresh variables of a model, for the shapes of features [1, h, w, n] and word vectors [C, d_w]."""
+    """Fresh variables of a model for inputs like features [1, h, w, n] and word vectors [C, d_w]."""
     labels = jnp.ones((1, len(words)))
 
     @jax.jit
@@ -176,15 +167,15 @@ def init(model: BaseModel, key, features, words) -> dict:
 
 
 def fine_tune(model: BaseModel, variables, pooled, labels, words, *, epochs: int, learning_rate: float) -> dict:
-    """``variables`` with A_visual and A_text fitted to images by the CM loss.
+    """Fits A_visual and A_text to a support set by the CM loss; returns new ``variables``.
 
     Args:
       model: the model.
       variables: its parameters and batch statistics.
-      pooled: float [S, n], global features as the backbone has them.
+      pooled: float [S, n], pooled features of the backbone.
       labels: 0/1 or bool [S, C].
       words: float [C, d_w], word vectors.
-      epochs: steps of Adam on all images.
+      epochs: steps of Adam, each on all images.
       learning_rate: of Adam.
     """
 

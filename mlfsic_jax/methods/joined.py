@@ -1,4 +1,4 @@
-"""Ways of joining the trained model and ridge regression; none of them helps, see docs/findings.md."""
+"""Three ways to combine the trained model with ridge regression; none of them helps, see docs/findings.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from mlfsic_jax.core import word_ridge
 from mlfsic_jax.core.functional import cosine_logits
-from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.base import FIXED, Method
 from mlfsic_jax.methods.closed_form import centred_unit
 from mlfsic_jax.methods.episodic import LCM, Episodic
-from mlfsic_jax.methods.word_ridge import RegionWordRidge, standardised
+from mlfsic_jax.methods.word_ridge import RegionWordRidge
 
 
 @dataclasses.dataclass(frozen=True)
 class LCMRegions(RegionWordRidge, LCM):
-    """``RegionWordRidge`` on the support regions that LCM keeps at theta = 0.53."""
+    """``RegionWordRidge`` on the support regions that LCM keeps at theta = 0.53, which is not tuned."""
 
     sections: ClassVar[tuple[str, ...]] = ("ridge", "lcm")
     stores: ClassVar[tuple[str, ...]] = ("fitted", "episodes")
@@ -43,15 +43,11 @@ class LCMRegions(RegionWordRidge, LCM):
 
 @dataclasses.dataclass(frozen=True)
 class PrototypeRidge(LCMRegions):
-    """``WordRidge`` with the trained model's prototypes in the place of the word prior.
-
-    Attributes:
-      select: whether the prototypes are LCM's; else Base's.
-    """
+    """``WordRidge`` with a prior from the trained model's prototypes instead of words."""
 
     against: ClassVar[str] = "word_ridge"
 
-    select: bool = dataclasses.field(default=True, metadata={"fixed": True})
+    select: bool = dataclasses.field(default=True, metadata=FIXED)  # take LCM's prototypes; else Base's
 
     def fit(self, trained, images, labels, words):
         joint_words = self._apply(trained, words, method="words")
@@ -63,7 +59,7 @@ class PrototypeRidge(LCMRegions):
 
     def score(self, trained, state, images):
         scores = self._prior(images, state["prototypes"]) + centred_unit(trained, images) @ state["x"].T @ state["dual"]
-        return standardised(scores, state["left_out"], state["labels"])
+        return word_ridge.standardised(scores, state["left_out"], state["labels"])
 
     explain = Method.explain  # no pairs of regions
 

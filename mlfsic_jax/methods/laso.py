@@ -1,8 +1,8 @@
 """LaSO (Alfassy et al. 2019): networks for set operations on label sets, used to augment the support.
 
-Features X and Y of two images go in; out comes a feature that a classifier should take for an image with the labels of
-either (union), with those that both have (intersection), or with those of X that Y has not (subtraction). Ours, for
-speed and purity: features are projected to their principal directions, and layer normalisation takes the place of batch
+A network maps the features X and Y of two images to one that a classifier should take for an image with the labels of
+either (union), the labels of both (intersection), or the labels of X that Y lacks (subtraction). Two changes are ours,
+for speed and purity: features are projected to their principal directions, and layer normalisation replaces batch
 normalisation.
 """
 
@@ -29,20 +29,10 @@ _CHUNK = 100  # steps in one program
 
 @dataclasses.dataclass(frozen=True)
 class LaSO(Classifier):
-    """Fits the linear layer of ``Classifier`` to the support and to new synthetic features in every epoch.
+    """Fits the linear layer of ``Classifier`` to the support and, in every epoch, to new synthetic features.
 
-    The paper has unions or intersections; the latter do better on validation labels, where nearly all images have one
-    label, so that they mostly are images without any.
-
-    Attributes:
-      operations: what to augment with: "union", "intersection", "subtraction".
-      n_components: d, ours.
-      width: of the networks' hidden layers, ours.
-      dropout: rate; the paper does not print it, 0.5 is that of the authors' code.
-      steps: of Adam in training, ours.
-      batch_size: pairs in a step, ours.
-      training_learning_rate: of Adam in training, ours.
-      seed: of the pairs drawn from a support set.
+    The paper uses unions or intersections. Intersections do better on validation labels, where nearly all images have
+    one label, so most intersections stand for an image without any.
     """
 
     sections: ClassVar[tuple[str, ...]] = ("laso",)
@@ -50,22 +40,22 @@ class LaSO(Classifier):
     base: ClassVar[str] = "labels"
     needs_contrast: ClassVar[bool] = True  # two images at least, to pair
 
-    operations: tuple[str, ...] = ("intersection",)
-    n_components: int = 256
-    width: int = 512
-    dropout: float = 0.5
-    steps: int = 600
-    batch_size: int = 64
-    training_learning_rate: float = 1e-3
-    seed: int = 0
+    operations: tuple[str, ...] = ("intersection",)  # which to augment with, of "union", "intersection", "subtraction"
+    n_components: int = 256  # d, ours
+    width: int = 512  # of the networks' hidden layers, ours
+    dropout: float = 0.5  # rate; 0.5 as in the authors' code, the paper does not print it.
+    training_steps: int = 600  # of Adam in training, ours
+    batch_size: int = 64  # pairs in a training step, ours
+    training_learning_rate: float = 1e-3  # of Adam in training, ours
+    seed: int = 0  # of the pairs drawn from a support set
 
     def __post_init__(self):
         super().__post_init__()
         known = {"union", "intersection", "subtraction"}.issuperset(self.operations)
         require(
             self,
-            **positive(self, "n_components", "width", "steps", "batch_size", "training_learning_rate"),
-            operations=(known and len(self.operations) > 0, "some of union, intersection, subtraction"),
+            **positive(self, "n_components", "width", "training_steps", "batch_size", "training_learning_rate"),
+            operations=(known and len(self.operations) > 0, "must be some of union, intersection, subtraction"),
             dropout=(0 <= self.dropout < 1, "must be in [0, 1)"),
         )
 
@@ -91,13 +81,8 @@ class LaSO(Classifier):
             rngs = {"dropout": dropout_key}
             return sum(model.apply({"params": params}, *args, rngs=rngs, method="losses").values())
 
-        params = adam_in_chunks(
-            *(loss, init(init_key)["params"], (x, labels), draw),
-            steps=self.steps,
-            chunk=_CHUNK,
-            learning_rate=self.training_learning_rate,
-            description="LaSO",
-        )
+        options = {"steps": self.training_steps, "chunk": _CHUNK, "learning_rate": self.training_learning_rate}
+        params = adam_in_chunks(loss, init(init_key)["params"], (x, labels), draw, description="LaSO", **options)
         operations = {name: tree for name, tree in params.items() if name != "classifier"}  # it knows base labels only
         return {"mean": jnp.asarray(mean), "components": components, "params": operations}
 
@@ -130,7 +115,7 @@ class Operation(nn.Module):
 
 
 class Operations(nn.Module):
-    """The three networks, and the classifier of base labels that they are trained by."""
+    """The three networks, and the classifier of base labels that judges their output in training."""
 
     n_labels: int
     width: int
@@ -153,9 +138,9 @@ class Operations(nn.Module):
           train: whether dropout is active.
 
         Returns:
-          name -> scalar: "classifier" (cross-entropy of X and Y themselves), "union", "intersection", "subtraction"
-          (of what the networks make of them), "symmetry" (union and intersection of (Y, X) are those of (X, Y)),
-          "mode_collapse" (X and Y again as the union of X without Y and the intersection, and likewise for Y).
+          name -> scalar: "classifier" (cross-entropy of X and Y themselves), "union", "intersection" and "subtraction"
+          (cross-entropy of the networks' outputs), "symmetry" (between unions, and intersections, of (X, Y) and
+          (Y, X)), "mode_collapse" (between X and the union of subtraction and intersection; likewise for Y).
         """
         union, intersection = self.union(x, y, train), self.intersection(x, y, train)
         union_r, intersection_r = self.union(y, x, train), self.intersection(y, x, train)
@@ -188,14 +173,14 @@ def project(x, components):
 
 
 def combine_labels(labels_x, labels_y, operation: str):
-    """The label sets that go with ``Operations.combine``: 0/1 [..., C], 0/1 [..., C] -> 0/1 [..., C]."""
+    """The label sets of ``Operations.combine``'s outputs: 0/1 [..., C], 0/1 [..., C] -> 0/1 [..., C]."""
     if operation == "union":
         return jnp.maximum(labels_x, labels_y)
     return labels_x * (labels_y if operation == "intersection" else 1 - labels_y)
 
 
 def synthesise(trained, key, x, labels, *, epochs: int, operations: tuple[str, ...]):
-    """Random pairs of support images through the networks; in every epoch each image is once X.
+    """Passes random pairs of support images through the networks; each image is X once per epoch.
 
     Args:
       trained: of ``LaSO.train``.

@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty, one per label: convex, solved to its minimum by Newton's method."""
+"""Logistic regression with an L2 penalty, one per label: convex, solved by Newton's method."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mlfsic_jax.core.functional import binary_cross_entropy
 from mlfsic_jax.core.options import positive, require
+from mlfsic_jax.methods._training import mean_feature, pooled_features
 from mlfsic_jax.methods.base import Method
 from mlfsic_jax.methods.closed_form import centred_unit
 
@@ -19,11 +20,7 @@ _STEP_SIZES = 0.5 ** np.arange(12, dtype=np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Logistic(Method):
-    """One regression per label on centred unit features.
-
-    Attributes:
-      inverse_regulariser: C, as in scikit-learn; ours, chosen on validation labels.
-    """
+    """One regression per label on centred unit features."""
 
     sections: ClassVar[tuple[str, ...]] = ("logistic",)
     stores: ClassVar[tuple[str, ...]] = ("fitted",)
@@ -31,11 +28,14 @@ class Logistic(Method):
     needs_contrast: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
 
-    inverse_regulariser: float = 100.0
+    inverse_regulariser: float = 100.0  # C, as in scikit-learn; ours, chosen on validation labels
 
     def __post_init__(self):
         super().__post_init__()
         require(self, **positive(self, "inverse_regulariser"))
+
+    def train(self, key, base):
+        return {"mean": mean_feature(pooled_features(base))}
 
     def fit(self, trained, images, labels, words):
         x = centred_unit(trained, images)
@@ -52,7 +52,7 @@ def newton(kernel, labels, *, inverse_regulariser: float, iterations: int = 20):
     """Minimises |w|^2 / 2 + C sum_i loss(w . x_i + b, y_i) in the dual, w = X'a; b is not penalised.
 
     A Newton step is a weighted ridge regression: (K + (C W)^-1) a + b = f + (y - p) / W, sum a = 0, W = p (1 - p). The
-    first of the fractions 1, 1/2, 1/4 .. of the step is taken that does not raise the loss.
+    step is halved until it does not raise the loss.
 
     Args:
       kernel: float [S, S], inner products K of the support.

@@ -1,7 +1,7 @@
 """MAML (Finn et al. 2017): a start from which a few gradient steps on the support learn its labels.
 
 The learner has two layers on pooled features: an embedding, and a linear layer with one output per label. Novel labels
-are others, and of another number, than base labels; so all outputs start from one shared learned vector (ours).
+differ from base labels, also in number, so all outputs start from one shared learned vector (ours).
 """
 
 from __future__ import annotations
@@ -26,37 +26,25 @@ _CHUNK = 50  # episodes drawn at once
 
 @dataclasses.dataclass(frozen=True)
 class MAML(Method):
-    """Learns the start on episodes of base labels, one a step, and adapts it to a support set.
-
-    Attributes:
-      width: of the embedding, ours.
-      episodes: training steps, ours.
-      learning_rate: of Adam, the outer loop's; ours.
-      training_steps: inner steps in training, ours.
-      inner_steps: inner steps on a support set; the paper's number of epochs for its baselines.
-      inner_learning_rate: alpha; ours, chosen on validation labels.
-      first_order: first-order MAML.
-      n_shot: K of the training episodes.
-      n_query: their query images per label.
-    """
+    """Learns the start on episodes of base labels, one a step, and adapts it to a support set."""
 
     sections: ClassVar[tuple[str, ...]] = ("maml",)
     base: ClassVar[str] = "labels"
     on_request: ClassVar[bool] = True
 
-    width: int = 128
-    episodes: int = 400
-    learning_rate: float = 3e-4
-    training_steps: int = 5
-    inner_steps: int = EPOCHS
-    inner_learning_rate: float = 3.0
-    first_order: bool = dataclasses.field(default=False, metadata=FIXED)
-    n_shot: int = dataclasses.field(default=1, metadata=FIXED)
-    n_query: int = dataclasses.field(default=4, metadata=FIXED)
+    width: int = 128  # of the embedding, ours
+    training_steps: int = 400  # of Adam in training, the outer loop; ours
+    training_learning_rate: float = 3e-4  # of Adam in training, ours
+    inner_steps: int = 5  # of gradient descent on the support in training; ours
+    epochs: int = EPOCHS  # the same on a new support set
+    learning_rate: float = 3.0  # alpha, of gradient descent on a support set; ours, chosen on validation labels
+    first_order: bool = dataclasses.field(default=False, metadata=FIXED)  # first-order MAML
+    n_shot: int = dataclasses.field(default=1, metadata=FIXED)  # K of the training episodes
+    n_query: int = dataclasses.field(default=4, metadata=FIXED)  # their query images per label
 
     def __post_init__(self):
         super().__post_init__()
-        fields = ("width", "episodes", "learning_rate", "training_steps", "inner_steps", "inner_learning_rate")
+        fields = ("width", "training_steps", "training_learning_rate", "inner_steps", "epochs", "learning_rate")
         require(self, **positive(self, *fields))
 
     @property
@@ -70,7 +58,7 @@ class MAML(Method):
         init_key, episode_key = jax.random.split(key)
         embedding = jax.random.normal(init_key, (x.shape[1], self.width)) * np.sqrt(2 / self.width)
         start = Learner(embedding, jnp.zeros(self.width), jnp.zeros((self.width, 1)), jnp.zeros(1))
-        inner = {"learning_rate": self.inner_learning_rate, "first_order": self.first_order}
+        inner = {"steps": self.inner_steps, "learning_rate": self.learning_rate, "first_order": self.first_order}
 
         def draw(chunk):
             drawn_key = jax.random.fold_in(episode_key, chunk)
@@ -79,40 +67,28 @@ class MAML(Method):
 
         def loss(start, data, episode):
             (x, labels), (s, q) = data, episode
-            return episode_loss(start, x[s], labels[s], x[q], labels[q], steps=self.training_steps, **inner)
+            return episode_loss(start, x[s], labels[s], x[q], labels[q], **inner)
 
-        start = adam_in_chunks(
-            *(loss, start, (x, labels), draw),
-            steps=self.episodes,
-            chunk=_CHUNK,
-            learning_rate=self.learning_rate,
-            description="first-order MAML" if self.first_order else "MAML",
-        )
+        options = {"steps": self.training_steps, "chunk": _CHUNK, "learning_rate": self.training_learning_rate}
+        name = "first-order MAML" if self.first_order else "MAML"
+        start = adam_in_chunks(loss, start, (x, labels), draw, description=name, **options)
         return {"mean": jnp.asarray(mean), "start": start._asdict()}
 
     def fit(self, trained, images, labels, words):
         x, y = centred_unit(trained, images), labels.astype(jnp.float32)
-        options = {"steps": self.inner_steps, "learning_rate": self.inner_learning_rate}
-        return adapt(Learner(**trained["start"]), x, y, **options)
+        return adapt(Learner(**trained["start"]), x, y, steps=self.epochs, learning_rate=self.learning_rate)
 
     def score(self, trained, state, images):
         return jax.nn.sigmoid(logits(state, centred_unit(trained, images)))
 
 
 class Learner(NamedTuple):
-    """Parameters of the two layers.
+    """Parameters of the two layers."""
 
-    Attributes:
-      embedding: float [n, h].
-      embedding_bias: float [h].
-      output: float [h, C]; [h, 1] as start of all labels.
-      output_bias: float [C], or [1].
-    """
-
-    embedding: jax.Array
-    embedding_bias: jax.Array
-    output: jax.Array
-    output_bias: jax.Array
+    embedding: jax.Array  # float [n, h]
+    embedding_bias: jax.Array  # float [h]
+    output: jax.Array  # float [h, C]; [h, 1] in a start, which all labels share
+    output_bias: jax.Array  # float [C]; [1] in a start
 
 
 def logits(learner: Learner, x):
@@ -125,12 +101,12 @@ def adapt(start: Learner, x, labels, *, steps: int, learning_rate: float, first_
     """Plain gradient descent on the support's cross-entropy, summed over labels and averaged over images.
 
     Args:
-      start: with one output, which all labels share.
+      start: where to begin.
       x: float [S, n].
       labels: 0/1 [S, C].
       steps: how many.
       learning_rate: the inner one, alpha.
-      first_order: whether a derivative of the result takes the inner gradients for constants (FOMAML).
+      first_order: treat the inner gradients as constants when the result is differentiated (FOMAML).
 
     Returns:
       The adapted ``Learner``, with C outputs.
@@ -156,12 +132,12 @@ def episode_loss(start: Learner, support, support_labels, query, query_labels, *
     """The query loss after adaptation to the support: what MAML descends on.
 
     Args:
-      start: see ``adapt``.
+      start: where ``adapt`` begins.
       support: float [S, n].
       support_labels: 0/1 [S, C].
       query: float [Q, n].
       query_labels: 0/1 [Q, C].
-      **inner: of ``adapt``.
+      **inner: options of ``adapt``.
     """
     adapted = adapt(start, support, support_labels, **inner)
     return binary_cross_entropy(logits(adapted, query), query_labels).sum(axis=1).mean()

@@ -1,9 +1,9 @@
 """PLA (Yazici et al. 2020): an LSTM that emits an image's labels one by one, trained with predicted label alignment.
 
-The decoder attends over the local features, and its own last prediction is its next input; after the last label comes
-"end". As labels have no order, the order in which the targets are asked for follows the predictions (``align``). A
-label's score is its highest probability over the steps. Widths are below the authors' and local features are projected
-to their principal directions (ours), so that the whole decoder can be tuned on every support set.
+The decoder attends over the local features, and each prediction is its next input; after the last label comes "end".
+Labels have no order, so the order of the targets follows the predictions (``align``). A label's score is its highest
+probability over the steps. Smaller widths than the authors', and local features projected to their principal directions
+(both ours), allow tuning the whole decoder on every support set.
 """
 
 from __future__ import annotations
@@ -24,42 +24,30 @@ from mlfsic_jax.methods._training import adam, adam_in_chunks, map_regions
 from mlfsic_jax.methods.base import FIXED, Method
 from mlfsic_jax.methods.classifier import EPOCHS
 
-MAX_LABELS = 5  # steps before the last "end"; of an image with more labels, those that fit best are asked for
+MAX_LABELS = 5  # steps before the last "end"; an image with more labels has the best fitting ones as targets
 _CHUNK = 50  # steps in one program
-_FORBIDDEN = 1e3  # more than all steps together may cost
+_FORBIDDEN = 1e3  # a cost above that of all allowed steps together
 
 
 @dataclasses.dataclass(frozen=True)
 class PLA(Method):
-    """Trains the decoder on base images; tunes it, and the rows of the new labels, on the support.
-
-    Attributes:
-      words: whether label vectors start from word vectors; else at random ("self-learned").
-      n_components: of the local features, ours.
-      width: of the LSTM and of the attention; the authors' code has 512.
-      embedding: width of self-learned label vectors; the authors' code has 256.
-      steps: of Adam in training, ours.
-      batch_size: images in a step, as in the authors' code.
-      training_learning_rate: of Adam in training, ours.
-      max_images: of a larger split a random part is used (ours): their projected features are held in memory.
-      epochs: steps of Adam on the whole support.
-      learning_rate: of Adam on the support; ours, chosen on validation labels.
-    """
+    """Trains the decoder on base images; tunes it, with rows for the new labels, on the support."""
 
     sections: ClassVar[tuple[str, ...]] = ("pla",)
     base: ClassVar[str] = "labels"
     on_request: ClassVar[bool] = True
 
+    # start label vectors from word vectors; else at random ("self-learned")
     words: bool = dataclasses.field(default=False, metadata=FIXED)
-    n_components: int = 128
-    width: int = 128
-    embedding: int = 64
-    steps: int = 500
-    batch_size: int = 32
-    training_learning_rate: float = 1e-3
-    max_images: int = 8192
-    epochs: int = EPOCHS
-    learning_rate: float = 1e-2
+    n_components: int = 128  # of the projected local features, ours
+    width: int = 128  # of the LSTM and of the attention; the authors' code has 512
+    embedding: int = 64  # width of self-learned label vectors; the authors' code has 256
+    training_steps: int = 500  # of Adam in training, ours
+    batch_size: int = 32  # images in a training step, as in the authors' code
+    training_learning_rate: float = 1e-3  # of Adam in training, ours
+    max_images: int = 8192  # how many to train on, at random (ours): their projected features are held in memory
+    epochs: int = EPOCHS  # steps of Adam on the whole support
+    learning_rate: float = 1e-2  # of Adam on the support; ours, chosen on validation labels
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,7 +66,7 @@ class PLA(Method):
         init_key, rows_key, step_key = jax.random.split(key, 3)
         rows = np.sort(np.asarray(jax.random.permutation(rows_key, len(base.labels)))[: self.max_images])
         mean, components = _directions(base, rows, self.n_components)
-        # Half precision: the projected features of all these images are held in memory.
+        # Half precision: all of it is held in memory.
         z = jnp.asarray(map_regions(base, rows, lambda regions: ((regions - mean) @ components).astype(np.float16)))
         y = jnp.asarray(base.labels[rows], jnp.float32)
         model = Decoder(self.width)
@@ -93,13 +81,9 @@ class PLA(Method):
             z, y = data
             return _batch_loss(model, tuned, z[batch].astype(jnp.float32), y[batch])
 
-        params, labels = adam_in_chunks(
-            *(batch_loss, (params, labels), (z, y), draw),
-            steps=self.steps,
-            chunk=_CHUNK,
-            learning_rate=self.training_learning_rate,
-            description="PLA with word vectors" if self.words else "PLA",
-        )
+        options = {"steps": self.training_steps, "chunk": _CHUNK, "learning_rate": self.training_learning_rate}
+        name = "PLA with word vectors" if self.words else "PLA"
+        params, labels = adam_in_chunks(batch_loss, (params, labels), (z, y), draw, description=name, **options)
         arrays = {"mean": jnp.asarray(mean), "components": jnp.asarray(components)}
         return arrays | {"params": params, "labels": labels._asdict()}
 
@@ -126,27 +110,17 @@ class PLA(Method):
 
 
 class Labels(NamedTuple):
-    """What belongs to labels; the row after the last label is "end".
+    """Parameters of the labels; the row after the last label is "end"."""
 
-    Attributes:
-      vectors: float [C + 1, e], inputs of the LSTM.
-      output: float [C + 1, h], their classifiers.
-      bias: float [C + 1].
-    """
-
-    vectors: jax.Array
-    output: jax.Array
-    bias: jax.Array
+    vectors: jax.Array  # float [C + 1, e], inputs of the LSTM
+    output: jax.Array  # float [C + 1, h], their classifiers
+    bias: jax.Array  # float [C + 1]
 
 
 class Decoder(nn.Module):
-    """The LSTM with additive attention over the local features, on one image.
+    """The LSTM with additive attention over the local features, on one image."""
 
-    Attributes:
-      width: h, of the LSTM and the attention.
-    """
-
-    width: int
+    width: int  # h, of the LSTM and the attention
 
     @nn.compact
     def __call__(self, regions, labels: Labels):
@@ -154,7 +128,7 @@ class Decoder(nn.Module):
 
         Args:
           regions: float [L, d].
-          labels: see there.
+          labels: parameters of C labels.
 
         Returns:
           float [T, C + 1], log probabilities of the T steps.
@@ -178,11 +152,11 @@ class Decoder(nn.Module):
 
 
 def align(log_probabilities, labels):
-    """Predicted label alignment: which label is asked for at which step.
+    """Predicted label alignment: which label is the target of which step.
 
-    The m labels of the image take the first m steps and "end" the next. A label that is predicted within them keeps
-    (the first of) its steps; the others go to the steps left such that the sum of -log p is lowest, as an assignment
-    problem.
+    The m labels of the image take the first m steps, "end" the next. A label that is predicted within them keeps (the
+    first of) its steps; an assignment problem spreads the others over the remaining steps with the lowest sum of
+    -log p.
 
     Args:
       log_probabilities: float [T, C + 1].
@@ -201,7 +175,7 @@ def align(log_probabilities, labels):
     taken = fixed.any(axis=1)[:, None] | fixed.any(axis=0)
     allowed = jnp.where(taken, fixed, labels)
     cost = jnp.where(allowed, jnp.minimum(cost, _FORBIDDEN / 10), _FORBIDDEN)
-    # The steps after "end" take any of the labels left.
+    # The steps after "end" take any remaining label.
     cost = jnp.where((steps < m)[:, None], cost, jnp.where(labels, _FORBIDDEN, 0.0))
     rows, columns = hungarian_algorithm(cost)
     targets = jnp.full(len(steps) + 1, n_labels).at[rows].set(columns)
@@ -223,10 +197,10 @@ def _batch_loss(model, tuned, regions, labels):
 
 
 def new_labels(base: Labels, n_labels: int, words=None) -> Labels:
-    """Where labels never seen start: at the mean of the base labels, their vectors at word vectors where given.
+    """A start for labels never seen: the mean of the base labels; their vectors from words where given.
 
     Args:
-      base: learned on base labels.
+      base: parameters learned for base labels.
       n_labels: C.
       words: float [C, d_w], of the new labels.
     """
@@ -242,7 +216,7 @@ def new_labels(base: Labels, n_labels: int, words=None) -> Labels:
 
 
 def _directions(base, rows, n_components: int):
-    """Mean local feature and scaled principal directions, of a spread of images."""
+    """Mean local feature and scaled principal directions of up to 512 images."""
     some = rows[np.unique(np.linspace(0, len(rows) - 1, 512).astype(int))]
     regions = map_regions(base, some, lambda regions: regions)
     mean = regions.mean(axis=(0, 1))
@@ -251,7 +225,7 @@ def _directions(base, rows, n_components: int):
 
 
 def _init(key, model: Decoder, z, n_labels: int, word_vectors, embedding: int):
-    """Parameters of the decoder, and the base labels."""
+    """Fresh parameters of the decoder and of the base labels."""
     if word_vectors is not None:
         embedding = word_vectors.shape[1]
 
@@ -269,5 +243,5 @@ def _init(key, model: Decoder, z, n_labels: int, word_vectors, embedding: int):
 
 
 def _scaled(word_vectors):
-    """Word vectors with entries of order one: float [C, d_w]."""
+    """Word vectors scaled to entries of order one: float [C, d_w]."""
     return unit(jnp.asarray(word_vectors, jnp.float32)) * np.sqrt(word_vectors.shape[1])

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlfsic_jax import LCMSelection, lcm_select
 from mlfsic_jax.core import lcm
-from mlfsic_jax.core.lcm import SELECTIONS, loss_change, select_positions
+from mlfsic_jax.core.lcm import SELECTIONS, LCMOptions, loss_change, select_positions
 
 S, H, W, N, D, C = 5, 3, 4, 10, 8, 6
 
@@ -139,29 +139,30 @@ def test_every_selection_is_the_loop_over_positions(selection):
         values = {"exact": here - gone, "taylor": rho[s, j] * (above - below) / 2e-5, "importance": rho[s, j]}
         values |= {"low_importance": 1 - rho[s, j], "momentum": expected_momentum[s, j]}
         expected[s, j] = abs(values[selection])
-    arguments = (features.reshape(S, H * W, N), labels, words)
+    arguments, options = (features.reshape(S, H * W, N), labels, words), LCMOptions(steps=18, selection=selection)
     with jax.enable_x64(True):
-        score, importance = loss_change(*map(jnp.asarray, arguments), scale=9.0, steps=18, selection=selection)
+        score, importance = loss_change(*map(jnp.asarray, arguments), scale=9.0, options=options)
         score, importance = np.asarray(score), np.asarray(importance)
     np.testing.assert_allclose(importance, rho, atol=1e-9)
     # float64 throughout; the central difference itself is right to 1e-10 times the third derivative.
     np.testing.assert_allclose(score, expected, atol=1e-7 if selection == "taylor" else 1e-9)
     in_float32 = (jnp.asarray(x, jnp.float32) for x in arguments)
-    single, _ = loss_change(*in_float32, scale=9.0, steps=18, selection=selection)
+    single, _ = loss_change(*in_float32, scale=9.0, options=options)
     # What METHOD allows; a removal multiplies the error of rho, 2e-3, by a change of the loss of up to 1.
     np.testing.assert_allclose(single, expected, atol=1e-4 if selection == "momentum" else 3e-3)
 
 
 def test_a_selection_that_does_not_exist_is_refused():
-    features, labels, words, _ = case()
-    with pytest.raises(ValueError, match="selection must be one of"):
-        loss_change(features.reshape(S, H * W, N), labels, words, scale=10.0, selection="rho")
+    with pytest.raises(ValueError, match="selection = 'rho': must be one of momentum, taylor"):
+        LCMOptions(selection="rho")
 
 
 @pytest.mark.parametrize(("selection", "largest"), [("importance", True), ("low_importance", False)])
 def test_theta_on_importance_itself(selection, largest):
     features, labels, words, _ = (jnp.asarray(x, jnp.float32) for x in case(8))
-    score, rho = loss_change(features.reshape(S, H * W, N), labels, words, scale=10.0, selection=selection)
+    score, rho = loss_change(
+        features.reshape(S, H * W, N), labels, words, scale=10.0, options=LCMOptions(selection=selection)
+    )
     keep = select_positions(score, 0.6, score_scaling="none")
     limit = np.log(0.6 / 0.4)
     np.testing.assert_array_equal(keep, rho >= limit if largest else rho <= 1 - limit)
@@ -176,7 +177,7 @@ def test_every_selection_keeps_everything_where_nothing_differs(selection, kind)
         features = features[:, :1, :1]
     features = np.broadcast_to(features[:, :1, :1] * (kind != "zero"), features.shape).reshape(S, -1, N)
     arguments = (jnp.asarray(x, jnp.float32) for x in (features, labels, words))
-    score, _ = loss_change(*arguments, scale=10.0, selection=selection)
+    score, _ = loss_change(*arguments, scale=10.0, options=LCMOptions(selection=selection))
     assert jnp.isfinite(score).all() and (score >= 0).all()
     assert select_positions(score, 0.65).all()
 
@@ -387,6 +388,7 @@ def test_works_inside_shard_map(selected):
         ({"projection": np.zeros(N)}, r"projection must be \[n, d\]"),
         ({"projection": np.zeros((N, N + 1))}, r"label_embeddings must be \[C, d\] = \(6, 11\)"),
         ({"steps": 0}, "steps"),
+        ({"steps": 2.0}, "steps = 2.0: must be a whole number"),
         ({"momentum": 1.5}, "momentum"),
         ({"momentum": float("nan")}, "momentum"),
         ({"score_scaling": "max"}, "score_scaling"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from mlfsic_jax import methods
 from mlfsic_jax.core import word_ridge
-from mlfsic_jax.methods import closed_form
 
 IMAGES, B, C, S, Q, L, N, DW = 60, 5, 3, 7, 6, 4, 8, 4
 # float32 against float64 loops; values are of order one, systems well conditioned by their regulariser
@@ -99,37 +99,42 @@ def match(z1, z2):
     return (k1 + h(z1, z2, r1, r2) / np.sqrt(h(z1, z1, r1, r1) * h(z2, z2, r2, r2))) / 2
 
 
-def predict(case, method, fitted, **options):
+REGULARISER = {"word_ridge": 1.0, "region_word_ridge": 0.3}
+
+
+def predict(case, method, fitted, keep=None, beta=0.5):
+    """Scores of the queries, and of each support image left out."""
     _, episode, labels, words = case
     support, query = (episode[k].astype(np.float32) for k in ("support", "query"))
-    if method == "word_ridge":
-        return word_ridge.word_ridge(fitted, support.mean(1), labels, query.mean(1), words, **options)
-    return word_ridge.region_word_ridge(
-        fitted,
-        *(support.mean(1), word_ridge.regions(fitted, support), labels),
-        *(query.mean(1), word_ridge.regions(fitted, query), words),
-        **options,
-    )
+    regions = (None, None)
+    if method == "region_word_ridge":
+        regions = [word_ridge.regions(fitted, x) for x in (support, query)]
+    if keep is not None:
+        regions[0] = regions[0] * keep[..., None]
+    options = {"beta": beta, "regulariser": REGULARISER[method]}
+    adapted = word_ridge.adapt(fitted, support.mean(1), regions[0], labels, words, **options)
+    return word_ridge.scores(fitted, adapted, query.mean(1), regions[1]), adapted.left_out
 
 
-@pytest.mark.parametrize(
-    "method, kernel, regulariser", [("word_ridge", linear, 1.0), ("region_word_ridge", match, 0.3)]
-)
+@pytest.mark.parametrize("method, kernel", [("word_ridge", linear), ("region_word_ridge", match)])
 @pytest.mark.parametrize("beta", [0.5, 0.0])
-def test_scores_and_left_out_scores(case, method, kernel, regulariser, beta):
-    prediction = predict(case, method, fitted_of(case[0]), beta=beta)
-    full, left_out = by_hand(case, beta=beta, kernel=kernel, regulariser=regulariser)
-    close(prediction.query, full)
-    close(prediction.left_out, left_out)
+def test_scores_and_left_out_scores(case, method, kernel, beta):
+    scores, left_out = predict(case, method, fitted_of(case[0]), beta=beta)
+    regulariser = REGULARISER[method]
+    full, expected = by_hand(case, beta=beta, kernel=kernel, regulariser=regulariser)
+    close(scores, full)
+    close(left_out, expected)
     assert beta == 0 or np.abs(full - by_hand(case, beta=0, kernel=kernel, regulariser=regulariser)[0]).max() > 0.01
 
 
 def test_without_prior_it_is_the_ridge_row(case):
     base, episode, labels, _ = case
     fitted = fitted_of(base)
-    scores = predict(case, "word_ridge", fitted, beta=0.0).query
+    scores, _ = predict(case, "word_ridge", fitted, beta=0.0)
     x, q = (unit(episode[k].mean(1) - np.asarray(fitted.mean)) for k in ("support", "query"))
-    close(scores + labels.mean(0), closed_form.ridge(jnp.asarray(x), labels, jnp.asarray(q)))
+    ridge, trained = methods.create("ridge"), {"mean": fitted.mean}
+    state = ridge.fit(trained, {"pooled": episode["support"].mean(1).astype(np.float32)}, labels, None)
+    close(scores + labels.mean(0), ridge.score(trained, state, {"pooled": episode["query"].mean(1).astype(np.float32)}))
     reference = Ridge(alpha=1.0, fit_intercept=False).fit(x, labels - labels.mean(0))
     close(scores, reference.predict(q))
 
@@ -138,14 +143,14 @@ def test_the_meaning_of_words_matters(case):
     words = case[3]
     fitted = fitted_of(case[0])
     changed = (*case[:3], words[::-1])
-    a, b = (np.asarray(predict(c, "word_ridge", fitted).query) for c in (case, changed))
+    a, b = (np.asarray(predict(c, "word_ridge", fitted)[0]) for c in (case, changed))
     assert np.abs(a - b).max() > 1e-3
 
 
 def test_a_rotation_of_the_regions_changes_nothing(case):
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(N, N)))[0]
-    a = predict(case, "region_word_ridge", fitted_of(case[0])).query
-    close(a, predict(case, "region_word_ridge", fitted_of(case[0], rotation)).query)
+    a, _ = predict(case, "region_word_ridge", fitted_of(case[0]))
+    close(a, predict(case, "region_word_ridge", fitted_of(case[0], rotation))[0])
 
 
 def test_regions_that_are_left_out_do_not_matter(case):
@@ -153,9 +158,10 @@ def test_regions_that_are_left_out_do_not_matter(case):
     fitted = fitted_of(base)
     keep = np.random.default_rng(2).random((S, L)) < 0.6
     keep[:, 0] = True
-    a = predict(case, "region_word_ridge", fitted, keep=keep)
-    full = predict(case, "region_word_ridge", fitted, keep=np.ones((S, L), bool))
-    assert np.abs(np.asarray(a.query) - np.asarray(full.query)).max() > 1e-3
+    a, _ = predict(case, "region_word_ridge", fitted, keep=keep)
+    full, _ = predict(case, "region_word_ridge", fitted, keep=np.ones((S, L), bool))
+    close(full, predict(case, "region_word_ridge", fitted)[0])
+    assert np.abs(np.asarray(a) - np.asarray(full)).max() > 1e-3
     z = word_ridge.regions(fitted, episode["support"].astype(np.float32))
     kept = jnp.where(keep[..., None], z, 0.0)
     shorter = [np.asarray(z)[i][keep[i]] for i in range(S)]
@@ -198,12 +204,11 @@ def test_a_score_comes_apart_into_words_and_pairs_of_regions(case):
     _, episode, labels, words = case
     fitted = fitted_of(case[0])
     s, q = (episode[part].astype(np.float32) for part in ("support", "query"))
-    (s_global, s_regions), (q_global, q_regions) = ((x.mean(1), word_ridge.regions(fitted, x)) for x in (s, q))
-    adapted = word_ridge.adapt(fitted, s_global, s_regions, labels, words, beta=0.5, regulariser=0.3)
-    prior = word_ridge.word_prior(fitted, unit(q_global - np.asarray(fitted.mean)), words, 0.5)
+    (s_pooled, s_regions), (q_pooled, q_regions) = ((x.mean(1), word_ridge.regions(fitted, x)) for x in (s, q))
+    adapted = word_ridge.adapt(fitted, s_pooled, s_regions, labels, words, beta=0.5, regulariser=0.3)
+    prior = word_ridge.word_prior(fitted, unit(q_pooled - np.asarray(fitted.mean)), words, 0.5)
     by_pairs = np.einsum("qslm,sc->qc", word_ridge.region_pairs(q_regions, s_regions), adapted.dual)
-    expected = word_ridge.region_word_ridge(fitted, s_global, s_regions, labels, q_global, q_regions, words).query
-    close(prior + by_pairs, expected)
+    close(prior + by_pairs, word_ridge.scores(fitted, adapted, q_pooled, q_regions))
 
 
 def test_principal_directions_are_those_of_sklearn():
@@ -220,20 +225,22 @@ def test_jit_and_vmap(case):
     _, episode, labels, words = case
     fitted = fitted_of(case[0])
     support, query = episode["support"].mean(1).astype(np.float32), episode["query"].mean(1).astype(np.float32)
-    one = word_ridge.word_ridge(fitted, support, labels, query, words)
-    many = jax.jit(jax.vmap(lambda s, q: word_ridge.word_ridge(fitted, s, labels, q, words)))(
-        np.stack([support, support[::-1]]), np.stack([query, query])
-    )
-    close(many.query[0], one.query)
+
+    def score(support, query):
+        adapted = word_ridge.adapt(fitted, support, None, labels, words, beta=0.5, regulariser=1.0)
+        return word_ridge.scores(fitted, adapted, query)
+
+    many = jax.jit(jax.vmap(score))(np.stack([support, support[::-1]]), np.stack([query, query]))
+    close(many[0], score(support, query))
 
 
-def test_probabilities(case):
+def test_standardised_scores_are_distances_from_the_images_without_the_label(case):
     labels = case[2]
-    prediction = predict(case, "word_ridge", fitted_of(case[0]))
-    p = np.asarray(word_ridge.probabilities(prediction, labels, 1.5, -1.0))
-    query, left_out = np.asarray(prediction.query, np.float64), np.asarray(prediction.left_out, np.float64)
+    query, left_out = predict(case, "word_ridge", fitted_of(case[0]))
+    standardised = word_ridge.standardised(query, left_out, labels)
+    query, left_out = np.asarray(query, np.float64), np.asarray(left_out, np.float64)
     negatives = [left_out[~labels[:, c], c] for c in range(C)]
     overall = np.concatenate(negatives).mean()
     centre = np.array([(n.sum() + 4 * overall) / (len(n) + 4) for n in negatives])
     spread = np.sqrt(np.concatenate([(n - c) ** 2 for n, c in zip(negatives, centre, strict=True)]).mean())
-    close(p, 1 / (1 + np.exp(-(1.5 * (query - centre) / spread - 1.0))))
+    close(standardised, (query - centre) / spread)

@@ -1,14 +1,14 @@
 """The linear layer against PyTorch's autograd and Adam."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlfsic_jax.data.features import View
-from mlfsic_jax.methods import classifier
+from mlfsic_jax.methods import classifier, create
+from mlfsic_jax.methods.closed_form import centred_unit
+from tests.methods.episode import episode_scores
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def batches():
     return rng.normal(size=(7, 6, 5)).astype(np.float32), (rng.random((7, 6, 3)) < 0.4).astype(np.float32)
 
 
+@pytest.mark.extras
 def test_the_fit_is_that_of_pytorch(batches):
     torch = pytest.importorskip("torch")
     layer = torch.nn.Linear(5, 3)
@@ -42,11 +43,13 @@ def test_features_are_means_of_local_features_centred_by_the_base_images(batches
     rng = np.random.default_rng(1)
     local = rng.normal(size=(300, 2, 2, 5)).astype(np.float16)  # more than are read at once
     base = View(local.__getitem__, np.ones((300, 1), bool), np.zeros((1, 2)), ("a",))
-    mean = classifier.train(jax.random.key(0), base, n_shot=1, n_query=4)
+    trained = create("classifier").train(jax.random.key(0), base)
+    mean = trained["mean"]
     np.testing.assert_allclose(mean, local.astype(np.float64).mean(axis=(0, 1, 2)), atol=1e-6)
     centred = local[:4].astype(np.float64).mean(axis=(1, 2)) - mean
     expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    got = classifier.centred_unit(jnp.asarray(local[:4], jnp.float32).reshape(4, 4, 5), mean)
+    images = create("classifier").embed(trained, jnp.asarray(local[:4], jnp.float32).reshape(4, 4, 5))
+    got = centred_unit(trained, images)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -54,8 +57,7 @@ def test_score_is_the_fitted_layer_on_the_queries():
     rng = np.random.default_rng(2)
     support, query = rng.normal(size=(6, 4, 5)), rng.normal(size=(3, 4, 5))
     labels, mean = rng.random((6, 2)) < 0.5, rng.normal(size=5).astype(np.float32)
-    fit = functools.partial(classifier.score, epochs=30)
-    got = jax.jit(fit)(mean, jax.random.key(0), *map(jnp.float32, (support,)), labels, jnp.float32(query), None)
+    got = episode_scores(create("classifier", epochs=30), {"mean": mean}, support, labels, query)
 
     def features(x):
         x = x.mean(axis=1) - mean

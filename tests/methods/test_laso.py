@@ -14,7 +14,7 @@ def case():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, B, D)).astype(np.float32)
     labels_x, labels_y = (rng.random((2, B, C)) < 0.5).astype(np.float32)
-    model = laso.Operations(C, WIDTH)
+    model = laso.Operations(C, WIDTH, dropout=0.5)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, y, labels_x, labels_y, method="losses"))["params"]
     params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
     return model, params, x, y, labels_x, labels_y
@@ -77,7 +77,8 @@ def test_synthetic_support_is_what_the_networks_make_of_pairs(case):
     components = np.linalg.qr(rng.normal(size=(7, D)))[0].astype(np.float32)
     x, labels = rng.normal(size=(B, 7)).astype(np.float32), np.eye(B, C, dtype=np.float32)
     labels[:, 0] = 1
-    trained = laso.Trained(np.zeros(7), components, {name: params[name] for name in params if name != "classifier"})
+    networks = {name: params[name] for name in params if name != "classifier"}
+    trained = {"mean": np.zeros(7), "components": components, "params": networks}
     operations = ("union", "subtraction", "intersection")
     made, targets = laso.synthesise(trained, jax.random.key(0), x, labels, epochs=4, operations=operations)
     assert made.shape == (4, 3 * B, 7) and targets.shape == (4, 3 * B, C)

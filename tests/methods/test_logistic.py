@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mlfsic_jax.methods import logistic
+from mlfsic_jax.methods import create, logistic
+from tests.methods.episode import episode_scores
 
 
 def episode(n_support=9):
@@ -28,16 +29,15 @@ def test_probabilities_are_scikit_learns(c, n_support):
     x, q = unit_features(support, mean), unit_features(query, mean)
     fits = [LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(x, y) for y in labels.T]
     expected = np.stack([fit.predict_proba(q)[:, 1] for fit in fits], axis=1)
-    score = jax.jit(logistic.score)
-    s, q, m = (jnp.asarray(a, jnp.float32) for a in (support, query, mean))
-    got = score(m, None, s, jnp.asarray(labels), q, None, inverse_regulariser=c)
+    trained = {"mean": jnp.asarray(mean, jnp.float32)}
+    got = episode_scores(create("logistic", inverse_regulariser=c), trained, support, labels, query)
     np.testing.assert_allclose(got, expected, atol=2e-4)  # float32 solve, conditioned by C
 
 
 def test_the_minimum_has_no_gradient():
     support, labels, _, mean = episode(30)
     x = unit_features(support, mean)
-    a, b = logistic.fit(jnp.asarray(x @ x.T, jnp.float32), jnp.asarray(labels[:, 0]), inverse_regulariser=5.0)
+    a, b = logistic.newton(jnp.asarray(x @ x.T, jnp.float32), jnp.asarray(labels[:, 0]), inverse_regulariser=5.0)
     w = x.T @ np.asarray(a, np.float64)
     residual = 1 / (1 + np.exp(-(x @ w + float(b)))) - labels[:, 0]
     np.testing.assert_allclose(w + 5 * x.T @ residual, 0, atol=2e-5)
@@ -48,6 +48,6 @@ def test_the_minimum_has_no_gradient():
 def test_a_label_of_all_or_of_no_image_stays_finite(present):
     support, _, _, mean = episode()
     x = jnp.asarray(unit_features(support, mean), jnp.float32)
-    a, b = logistic.fit(x @ x.T, jnp.full(len(x), present), inverse_regulariser=100.0)
+    a, b = logistic.newton(x @ x.T, jnp.full(len(x), present), inverse_regulariser=100.0)
     p = jax.nn.sigmoid(x @ x.T @ a + b)
     assert np.isfinite(p).all() and (np.abs(p - present) < 0.01).all()

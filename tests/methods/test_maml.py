@@ -39,6 +39,7 @@ def test_adaptation_is_gradient_descent_by_hand(case):
         np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=name)  # float32, values of order one
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("first_order", [False, True])
 def test_the_meta_gradient_is_pytorchs(case, first_order):
     torch = pytest.importorskip("torch")

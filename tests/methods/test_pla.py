@@ -63,6 +63,18 @@ def test_a_predicted_label_keeps_its_step_even_where_another_order_were_cheaper(
     np.testing.assert_array_equal(targets[0], [0, 1, 2])
 
 
+def test_a_score_is_the_highest_probability_of_the_label_over_the_steps():
+    rng = np.random.default_rng(2)
+    method, regions = pla.PLA(width=5), rng.normal(size=(2, 7, 6)).astype(np.float32)
+    rows = pla.Labels(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 3), (4, 5), 4)))
+    params = pla.Decoder(5).init(jax.random.key(0), regions[0], rows)["params"]
+    got = method.score({}, (params, rows), {"regions": regions})
+    for scores, image in zip(got, regions, strict=True):
+        log_p = np.asarray(pla.Decoder(5).apply({"params": params}, image, rows))
+        np.testing.assert_allclose(scores, [max(np.exp(step[c]) for step in log_p) for c in range(3)], rtol=1e-5)
+
+
+@pytest.mark.extras
 def test_decoder_is_pytorchs_lstm_with_attention():
     torch = pytest.importorskip("torch")
     n_labels, e, h, d = 4, 3, 5, 6
@@ -104,11 +116,11 @@ def test_decoder_is_pytorchs_lstm_with_attention():
 def test_new_labels_start_at_the_mean_or_at_their_words():
     base = pla.Labels(*(jnp.arange(3.0 * w).reshape(3, w) for w in (2, 4)), jnp.array([1.0, 3.0, 9.0]))
     words = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
-    by_mean = pla.new_labels(base, words, words=False)
+    by_mean = pla.new_labels(base, 3)
     np.testing.assert_allclose(by_mean.vectors, [[1, 2]] * 3 + [[4, 5]])
     np.testing.assert_allclose(by_mean.output, [[2, 3, 4, 5]] * 3 + [[8, 9, 10, 11]])
     np.testing.assert_allclose(by_mean.bias, [2, 2, 2, 9])
-    by_word = pla.new_labels(base, words, words=True)
+    by_word = pla.new_labels(base, 3, words)
     expected = np.sqrt(2) * np.array([[0.6, 0.8], [0, 1], [1, 0]])
     np.testing.assert_allclose(by_word.vectors, [*expected, [4, 5]], rtol=1e-6)
     np.testing.assert_allclose(by_word.output, by_mean.output)

@@ -1,0 +1,18 @@
+"""One episode through the contract of a method."""
+
+import jax
+import jax.numpy as jnp
+
+
+def episode_scores(method, trained, support, labels, query, words=None):
+    """Scores [Q, C] of local features [S, L, n] and [Q, L, n], as one compiled program in float32."""
+
+    @jax.jit
+    def run(trained, support, labels, query, words):
+        images = method.embed(trained, support)
+        images |= method.embed_support(trained, images, labels, words)
+        state = method.fit(trained, images, labels, words)
+        return method.score(trained, state, method.embed(trained, query))
+
+    support, query = (jnp.asarray(x, jnp.float32) for x in (support, query))
+    return run(trained, support, jnp.asarray(labels), query, words)
