@@ -21,15 +21,13 @@ from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.data.words import BENCHMARKS, phrase_spellings, write_vectors
 from mlfsic_jax.system.command import Parser, cli_errors
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import expand, label_name, reason
+from mlfsic_jax.system.untrusted import expand, label_name, reported
 
 
 def read_labels(labels: str) -> tuple[list[str], list[str]]:
     """The labels to encode: names as the dataset spells them, and as people write them.
 
-    Args:
-      labels: one of ``BENCHMARKS``, or a UTF-8 text file with one label per line, ``name`` or ``name<TAB>display name``
-        (by default the name with spaces for underscores).
+    ``labels`` is one of ``BENCHMARKS``, or a UTF-8 file with one label per line, ``name`` or ``name<TAB>display name``.
 
     Raises:
       InputError: neither a file nor a benchmark; or a file that is empty, not UTF-8, or repeats a label.
@@ -41,10 +39,8 @@ def read_labels(labels: str) -> tuple[list[str], list[str]]:
         return names, [display_names.get(name, name.replace("_", " ")) for name in names]
     if not path.is_file():
         raise InputError(f"--labels={labels} is neither a file nor one of {', '.join(BENCHMARKS)}")
-    try:
+    with reported(f"--labels={labels} cannot be read as UTF-8 text", "save it as such", (OSError, UnicodeDecodeError)):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labels={labels} cannot be read as UTF-8 text: {reason(error)}") from error
     pairs = [[part.strip() for part in line.partition("\t")[::2]] for line in lines]
     names = [label_name(name, f"--labels={labels}") for name, _ in pairs]
     twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
@@ -56,9 +52,7 @@ def read_labels(labels: str) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     def whole(text: str, least: int = 0) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no {'positive whole number' if least else 'whole number from 0'}"
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
         return int(text)
 
     positive = functools.partial(whole, least=1)
@@ -110,17 +104,10 @@ def _encode_to_file(flags: argparse.Namespace) -> None:
         raise InputError(f"the folder of --out={flags.out} cannot be made: {error.strerror}") from error
     mentions = None
     if in_context:
-        kept = {"max_sentences": flags.max_sentences, "seed": flags.seed}
-        mentions = read_sentences(flags.sentences, names, displays, **kept)
-    vectors = encode_labels(
-        flags.encoder,
-        displays,
-        model=flags.model,
-        weights=flags.weights,
-        mentions=mentions,
-        batch_size=flags.batch_size,
-        local_files_only=flags.local_files_only,
-    )
+        draw = {"max_sentences": flags.max_sentences, "seed": flags.seed}
+        mentions = read_sentences(flags.sentences, names, displays, **draw)
+    options = {name: getattr(flags, name) for name in ("model", "weights", "batch_size", "local_files_only")}
+    vectors = encode_labels(flags.encoder, displays, mentions=mentions, **options)
     write_vectors(out, names, vectors)
     print(f"wrote {out}: {len(names)} labels, {vectors.shape[1]} numbers each, {flags.encoder}")
 

@@ -2,12 +2,12 @@
 
 The labels are the user's own; the model need not have seen them. As functions:
 
-    from mlfsic_jax.run import classifier as predict
+    import mlfsic_jax
 
-    model = predict.load("runs/voc_cpu")  # a training run, or a folder of mlfsic_jax.export
-    few = predict.fit(model, ["a.jpg", "b.jpg", "c.jpg"], [["sofa"], ["sofa", "cat"], ["bird"]])
+    model = mlfsic_jax.load("runs/voc_cpu")  # a training run, or a folder of mlfsic_jax.export
+    few = mlfsic_jax.fit(model, ["a.jpg", "b.jpg", "c.jpg"], [["sofa"], ["sofa", "cat"], ["bird"]])
     print(few.note)
-    found = predict.predict(few, ["d.jpg"])  # found.probabilities, found.label_names, found.labels
+    found = few.predict(["d.jpg"])  # found.probabilities, found.label_names, found.labels
 
 The command ends with status 0 when every photo was predicted; 1 after a user's mistake, nothing is written then; 3 when
 some photos could not be read: each has a line on standard error, the others stand in the written file.
@@ -63,10 +63,7 @@ def run(flags: argparse.Namespace) -> int:
     photos = find_photos(flags.images)
     predictor = load(flags.workdir, flags.n_shot)
     classifier = fit(
-        *(predictor, list(labels), list(labels.values())),
-        method=flags.method,
-        label_names=names,
-        vectors=flags.vectors,
+        *(predictor, list(labels), list(labels.values())), method=flags.method, label_names=names, vectors=flags.vectors
     )
     print(classifier.note, flush=True)
     rows, unreadable = [], []

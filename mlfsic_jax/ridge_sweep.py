@@ -1,72 +1,85 @@
-"""How the settings of word_ridge and region_word_ridge were chosen: one at a time, on validation episodes.
+"""How the options of word_ridge and region_word_ridge were chosen: one at a time, on validation episodes.
 
 python -m mlfsic_jax.ridge_sweep --config=configs/voc.py:cpu [--config.FIELD=VALUE ...]
 
-Prints Ma-AP on validation labels for each shot count. Needs a frozen backbone, and no trained model.
+Prints Ma-AP on validation labels for each shot count; needs a frozen backbone, and no trained model. Other sweeps, each
+flag as often as need be: --method=logistic --option=logistic.inverse_regulariser=10,100,1000.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+
 import jax
-import optax
-from absl import app
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from mlfsic_jax.run import evaluate, inputs
+from mlfsic_jax.methods import METHODS, trained_of
+from mlfsic_jax.run import evaluate, experiment, inputs
 from mlfsic_jax.run.config import validate
-from mlfsic_jax.run.train import create_train_state, ridge_options
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.flags import parse, run_config
 
-GRID = {
-    "beta": (0.0, 0.25, 0.5, 1.0),
-    "regulariser": (0.3, 1.0, 3.0),
-    "region_regulariser": (0.1, 0.3, 1.0),
-    "classifier_regulariser": (100.0, 300.0, 1000.0),
-    "word_regulariser": (0.03, 0.1, 0.3),
-    "n_components": (160, 320, 640),
-}
-_METHODS = ("word_ridge", "region_word_ridge")
+GRID = [
+    "ridge.beta=0,0.25,0.5,1",
+    "ridge.regulariser=0.3,1,3",
+    "ridge.region_regulariser=0.1,0.3,1",
+    "ridge.classifier_regulariser=100,300,1000",
+    "ridge.word_regulariser=0.03,0.1,0.3",
+    "ridge.n_components=160,320,640",
+]
+_METHODS = flags.DEFINE_multi_enum("method", ["word_ridge", "region_word_ridge"], list(METHODS), "what to sweep")
+_OPTIONS = flags.DEFINE_multi_string("option", GRID, "FIELD=VALUE,VALUE: a field of the config, and its values")
 
 
-def sweep(config: ConfigDict) -> None:
-    """Prints one row per setting.
+def sweep(config: ConfigDict, names: tuple[str, ...], options: list[str]) -> None:
+    """Prints one row per setting of methods; an option is "FIELD=VALUE,VALUE".
 
     Raises:
-      InputError: a mistake in config or data.
+      InputError: a mistake in config, options or data.
     """
     validate(config)
     if config.train_backbone:
         raise InputError("config.train_backbone = True: the sweep needs a frozen backbone")
-    run = inputs.load(config)
-    default = ridge_options(config)
-    # The closed-form model looks at the backbone's features alone, so the model need not be trained.
-    state = create_train_state(jax.random.key(0), run.model, run.splits["train"], optax.identity())
-    columns = [f"{name}, {k}-shot" for name in _METHODS for k in config.shots]
+    episodic = [name for name in names if "episodes" in METHODS[name].stores]
+    if episodic:
+        raise InputError(f"--method={episodic[0]} needs a model trained by episodes: sweep it with mlfsic_jax.main")
+    rows = [row for option in options for row in settings(config, option)]
+    views = inputs.feature_views(inputs.load(config))
+    columns = [f"{name}, {k}-shot" for name in names for k in config.shots]
     print(f"Ma-AP %, {config.eval.sweep_episodes} validation episodes, * marks the default")
     print(f"{'setting':<32}" + "".join(f"{c:>27}" for c in columns), flush=True)
-    for field, values in GRID.items():
-        for value in values:
-            options = default._replace(**{field: value})
-            fitted = evaluate.fit_ridge(run.model, state.variables(), run.base, options)
-            scores = {
-                k: evaluate.score_episodes(
-                    run.model,
-                    state.variables(),
-                    run.splits["validation"],
-                    key=jax.random.fold_in(jax.random.key(config.seed), k),
-                    n_episodes=config.eval.sweep_episodes,
-                    n_shot=k,
-                    n_query=config.eval.n_query,
-                    fitted=fitted,
-                    ridge=options,
-                )
-                for k in config.shots
-            }
-            cells = [evaluate.macro_ap(scores[k].methods[name], scores[k].labels) for name in _METHODS for k in scores]
-            label = f"{field} {value:g}{' *' if options == default else ''}"
-            print(f"{label:<32}" + "".join(f"{100 * cell:>27.2f}" for cell in cells), flush=True)
+    for label, changed in rows:
+        by_shots = []
+        for n_shot in config.shots:
+            methods, stores = experiment.open_methods(changed, n_shot, views["base"], names=names)
+            scores = evaluate.score_episodes(
+                *(methods, {name: trained_of(method, stores) for name, method in methods.items()}, views["validation"]),
+                key=jax.random.fold_in(jax.random.key(config.seed), n_shot),
+                n_episodes=config.eval.sweep_episodes,
+                n_shot=n_shot,
+                n_query=config.eval.n_query,
+            )
+            by_shots.append({name: evaluate.macro_ap(values, scores.labels) for name, values in scores.methods.items()})
+        cells = [found[name] for name in names for found in by_shots]
+        print(f"{label:<32}" + "".join(f"{100 * cell:>27.2f}" for cell in cells), flush=True)
+
+
+def settings(config: ConfigDict, option: str) -> Iterator[tuple[str, ConfigDict]]:
+    """(label, config) for every value of an option."""
+    field, _, values = option.partition("=")
+    for value in values.split(","):
+        changed = config.copy_and_resolve_references().lock()
+        try:
+            changed.update_from_flattened_dict({field: ast.literal_eval(value)})
+        except (KeyError, TypeError, ValueError, SyntaxError):
+            raise InputError(f"--option={option}: give FIELD=VALUE,VALUE, e.g. --option={GRID[0]}") from None
+        validate(changed)
+        yield f"{field.rpartition('.')[2]} {value}{' *' if changed.to_dict() == config.to_dict() else ''}", changed
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: run_config(sweep), flags_parser=parse)
+    app.run(
+        lambda argv: run_config(lambda config: sweep(config, tuple(_METHODS.value), _OPTIONS.value)), flags_parser=parse
+    )

@@ -1,45 +1,106 @@
-"""JAX on the CPU with a cache of compiled programs, reproducible hypothesis runs, and the folder of real inputs."""
+"""Settings for every test: JAX on the CPU, cached and cheaply compiled programs, a folder of its own, no network."""
 
+import contextlib
 import ipaddress
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
+# JAX's own as settings of this process and, like the others, for the programs that tests start.
 for name, value in {
     "jax_platforms": "cpu",
-    "jax_compilation_cache_dir": str(Path(__file__).parent / ".jax_cache"),
+    "jax_compilation_cache_dir": str(ROOT / "tests" / ".jax_cache"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }.items():
     jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)  # for the programs that tests start
+    os.environ[name.upper()] = str(value)
+os.environ["MLFSIC_SHARED"] = str((ROOT / os.environ.get("MLFSIC_SHARED", "../shared")).resolve())
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 hypothesis.settings.register_profile(
     "mlfsic", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("mlfsic")
 
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+# The files that take longest. Each file is run by one of two processes: begun first, they end together.
 LONG = (
-    *("test_parallel", "test_whole_program", "test_train", "test_notebooks", "test_torture", "test_peers"),
-    *("test_benchmark", "test_report", "test_predict", "test_export", "test_reproduce", "test_fuzz"),
+    *("test_parallel", "test_whole_program", "run/test_loop", "test_notebooks", "test_torture", "test_contract"),
+    *("test_benchmark", "test_page", "run/test_classifier", "test_saved", "test_reproduce", "test_fuzz"),
+    *("run/test_export", "test_predict", "test_goldens", "test_new_method"),
 )
 
 
+def pytest_configure(config):
+    """Compiles cheaply, before XLA starts; slow tests and launch/torture.sh run the programs that users run."""
+    optimised = "MLFSIC_OPTIMISED" in os.environ or "not slow" not in config.option.markexpr
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not optimised and UNOPTIMISED not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {UNOPTIMISED}".strip()
+
+
 def pytest_collection_modifyitems(items):
-    """The files that take minutes come first: where each file is run by one of two processes, both end together."""
-    items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))
+    """Puts the longest files first."""
+    places = {name: place for place, name in enumerate(LONG)}
+
+    def place(path):
+        return min(places.get(name, len(LONG)) for name in (path.stem, f"{path.parent.name}/{path.stem}"))
+
+    items.sort(key=lambda item: place(item.path))
+
+
+@contextlib.contextmanager
+def elsewhere():
+    """A new working folder with nothing but configs/: no test sees the data, caches and runs of the one it began in."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.symlink(ROOT / "configs", "configs")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fixtures_run_elsewhere():
+    """For fixtures of modules and of the session, which are made before a test's own."""
+    with elsewhere():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def tests_run_elsewhere(fixtures_run_elsewhere):
+    """For each test, so that none sees what another leaves."""
+    with elsewhere():
+        yield
 
 
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real inputs beside the project."""
-    folder = Path(os.environ.get("MLFSIC_SHARED", "../shared"))
+    folder = Path(os.environ["MLFSIC_SHARED"])
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; set MLFSIC_SHARED to the one that holds data/, weights/ and vectors/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory):
+    """A run on made-up photos with a frozen backbone, in which every method was evaluated: config and workdir."""
+    from tests.own_photos import folder_run
+
+    return folder_run(tmp_path_factory.mktemp("frozen"))
+
+
+@pytest.fixture(scope="session")
+def model(frozen):
+    """The run of ``frozen``, loaded."""
+    from mlfsic_jax.run.saved import load
+
+    return load(frozen[1])
 
 
 def is_local(host) -> bool:

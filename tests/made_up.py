@@ -144,3 +144,19 @@ def make_folder(root, kind, per_label=8, labels=FOLDER_LABELS):
         by_number = [(file.removesuffix(".png"), names) for file, names in photos]
         write_instances(root / "labels.json", by_number, labels, lambda stem: f"photos/{stem}.png")
     return labels
+
+
+def save_word_vectors(path, names):
+    """Random vectors for the words of the names, in the format that the file's name stands for."""
+    rng = np.random.default_rng(0)
+    words = sorted({word for name in names for word in name.replace(",", " ").split()})
+    vectors = rng.normal(size=(len(words), 10)).astype(np.float32)
+    if path.suffix == ".npz":
+        np.savez(path, **dict(zip(words, vectors, strict=True)))
+    elif path.suffix == ".bin":
+        records = (w.encode() + b" " + v.tobytes() + b"\n" for w, v in zip(words, vectors, strict=True))
+        path.write_bytes(f"{len(words)} 10\n".encode() + b"".join(records))
+    else:
+        header = [f"{len(words)} 10"] if path.suffix == ".vec" else []
+        lines = [" ".join([w, *(f"{x:.4f}" for x in v)]) for w, v in zip(words, vectors, strict=True)]
+        path.write_text("\n".join(header + lines) + "\n")

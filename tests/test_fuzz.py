@@ -30,9 +30,10 @@ from mlfsic_jax.backbones.weights import load_weights, read_state_dict
 from mlfsic_jax.data import coco, download, folder, imaterialist, nus_wide, prepared, splits, transforms, voc
 from mlfsic_jax.data import encoders as text_encoders
 from mlfsic_jax.data import words as label_embeddings
+from mlfsic_jax.label_embeddings import read_labels
 from mlfsic_jax.report import page as report
-from mlfsic_jax.run import saved as export
-from mlfsic_jax.run import train
+from mlfsic_jax.run import saved
+from mlfsic_jax.run.workdir import MetricsLog
 from mlfsic_jax.system import files
 from mlfsic_jax.system.errors import InputError
 
@@ -436,7 +437,7 @@ WORD_ARRAYS = {"dog": np.float32([1, 2]), "hot dog": np.float32([3, 4])}
 WORD2VEC = b"3 2\n" + b"".join(w + b" " + np.float32([1, 2]).tobytes() + b"\n" for w in (b"dog", b"hot", b"cat"))
 SENTENCES = b"dog\tThe dog sat.\nhot dog\ta hot dog, a hot-dog\ncat\tcats\n"
 MANIFEST = {"format": 1, "config": {}, "files": {}, "models": [], "labels": {}, "identity": {}}
-MANIFEST["sha256"] = export._manifest_digest(MANIFEST)
+MANIFEST["sha256"] = saved.manifest_digest(MANIFEST)
 ENTRY = {
     "n_shot": 1,
     "theta": {"chosen": 0.5},
@@ -453,6 +454,7 @@ RESULTS = [
         "n_shot": 1,
         "config": {"shots": [1], "data": {"policy": ""}},
         "calibration_error": {},
+        "tuned": {},
         "theta": {"sweep": []},
     }
 ]
@@ -489,7 +491,7 @@ def unpack(path):
 
 
 def metrics_log(path):
-    train.MetricsLog(path, {"n_shot": 1}, after_step=2)
+    MetricsLog(path, {"n_shot": 1}, after_step=2)
     return path
 
 
@@ -531,13 +533,13 @@ PARSERS = [
     one("words.npz", npz(WORD_ARRAYS), word_vectors, check_vectors),
     one("words.safetensors", save(WORD_ARRAYS), word_vectors, check_vectors),
     one("words.bin", WORD2VEC, word_vectors, check_vectors),
-    one("labels.txt", LABEL_LIST, lambda path: label_embeddings.read_labels(str(path)), check_labels),
+    one("labels.txt", LABEL_LIST, lambda path: read_labels(str(path)), check_labels),
     one("sentences.tsv", SENTENCES, sentences, check_mentions),
-    one("model.json", json_bytes(MANIFEST), lambda path: export.load(path.parent), no_result),
+    one("model.json", json_bytes(MANIFEST), lambda path: saved.load(path.parent), no_result),
     one("results.json", json_bytes(RESULTS), lambda path: report.read_results(path.parent), check_results),
     one("metrics.jsonl", METRICS, lambda path: report.read_metrics(path.parent), check_metrics),
     one("log.jsonl", METRICS, metrics_log, check_log),
-    *(Parser(f"run-{name}", name, RUN[name], export.load, no_result, others=RUN) for name in RUN),
+    *(Parser(f"run-{name}", name, RUN[name], saved.load, no_result, others=RUN) for name in RUN),
 ]  # fmt: skip
 
 
@@ -562,7 +564,9 @@ def outcome(parser, root):
     return whole
 
 
-@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+@pytest.mark.parametrize(
+    "parser", [pytest.param(p, marks=[pytest.mark.extras] * (p.name == "words.bin"), id=p.name) for p in PARSERS]
+)
 def test_any_file_is_read_or_refused_in_one_line(parser, tmp_path):
     if parser.name == "words.bin":
         pytest.importorskip("gensim")

@@ -21,9 +21,11 @@ from mlfsic_jax.backbones import weights as pretrained
 from mlfsic_jax.data import prepare
 from mlfsic_jax.data import words as label_embeddings
 from mlfsic_jax.data.splits import label_split
-from mlfsic_jax.run import pretrain, train
+from mlfsic_jax.run import pretrain
+from mlfsic_jax.run.experiment import train_and_evaluate
 from mlfsic_jax.system.errors import InputError
 from tests import made_up, tiny
+from tests.made_up import save_word_vectors
 
 TINY = tiny.TINY | {
     "ridge.n_components": 4,
@@ -82,22 +84,6 @@ def random_variables(network, size):
     return jax.tree.map(lambda x: draw(x).astype(np.float32), jax.eval_shape(network.init, jax.random.key(0), image))
 
 
-def save_word_vectors(path, names):
-    """Random vectors for the words of the names, in the format that the file's name stands for."""
-    rng = np.random.default_rng(0)
-    words = sorted({word for name in names for word in name.replace(",", " ").split()})
-    vectors = rng.normal(size=(len(words), 10)).astype(np.float32)
-    if path.suffix == ".npz":
-        np.savez(path, **dict(zip(words, vectors, strict=True)))
-    elif path.suffix == ".bin":
-        records = (w.encode() + b" " + v.tobytes() + b"\n" for w, v in zip(words, vectors, strict=True))
-        path.write_bytes(f"{len(words)} 10\n".encode() + b"".join(records))
-    else:
-        header = [f"{len(words)} 10"] if path.suffix == ".vec" else []
-        lines = [" ".join([w, *(f"{x:.4f}" for x in v)]) for w, v in zip(words, vectors, strict=True)]
-        path.write_text("\n".join(header + lines) + "\n")
-
-
 @pytest.fixture
 def prepare_run(tmp_path, monkeypatch):
     """Makes up everything that a run needs under ``tmp_path``, and gives its config."""
@@ -129,7 +115,7 @@ def prepare_run(tmp_path, monkeypatch):
             variables = random_variables(part, size)
             path = tmp_path / "data" / Path(name).with_suffix(".safetensors")
             pretrained.save_weights(path, variables, part)
-        # The published files are .pth; what they hold was read in test_pretrained.
+        # The published files are .pth; tests/backbones/test_weights.py reads such files.
         names = [str(tmp_path / "data" / Path(name).with_suffix(".safetensors")) for name in files]
         config.backbone_weights = ",".join(names)
         return config
@@ -146,7 +132,12 @@ def test_every_name_has_a_run():
 # Inception has so many layers of different shapes that compiling it takes a minute.
 @pytest.mark.parametrize(
     ("name", "variant", "make", "backbone", "embedding"),
-    [pytest.param(*run, marks=[pytest.mark.slow] * ("inception_v3" in run)) for run in RUNS],
+    [
+        pytest.param(
+            *run, marks=[pytest.mark.slow] * ("inception_v3" in run) + [pytest.mark.extras] * (run[-1] == "word2vec")
+        )
+        for run in RUNS
+    ],
 )
 def test_from_photos_to_results(prepare_run, tmp_path, name, variant, make, backbone, embedding, capsys):
     if embedding == "word2vec":
@@ -157,7 +148,7 @@ def test_from_photos_to_results(prepare_run, tmp_path, name, variant, make, back
     card = capsys.readouterr().out
     assert "Images in which a label is positive" in card and "prepared in " in card
 
-    train.train_and_evaluate(config, tmp_path / "run")
+    train_and_evaluate(config, tmp_path / "run")
     captured = capsys.readouterr()
     assert card.split("prepared in")[0] in captured.out and "preparing" not in captured.err
     (entry,) = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -179,7 +170,7 @@ def test_a_pretrained_backbone_is_where_the_episodes_start(prepare_run, tmp_path
     moved = [key for key in before if not np.allclose(before[key], after[key])]
     assert set(before) == set(after) and {"conv1.weight", "bn1.running_mean"} <= set(moved)
     config.backbone_weights = str(path)
-    train.train_and_evaluate(config, tmp_path / "run")
+    train_and_evaluate(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/results.json").read_text())[0]["methods"]["base"]
 
     # Run again it has nothing left to do; with other settings it is refused.
@@ -212,7 +203,7 @@ def test_a_photo_that_is_cut_short_is_left_out(prepare_run, tmp_path, capsys):
     config.data.split = ""  # the published one, in which every image has a place
     cut = tmp_path / "source/VOC2007/JPEGImages/000003.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
-    train.train_and_evaluate(config, tmp_path / "run")
+    train_and_evaluate(config, tmp_path / "run")
     out = capsys.readouterr().out
     assert "160 images, 20 labels" in out and "tv monitor" in out
     assert "skipped photo 2007/000003" in out and "1 of 160 photos could not be read" in out

@@ -1,5 +1,7 @@
 """The smallest settings with which the whole program runs. Tests that share these sizes share compiled programs."""
 
+import json
+
 import jax
 
 from configs import demo
@@ -31,6 +33,16 @@ def scenes(folder, **changes):
     config.cache_dir = str(folder / "cache")
     config.update_from_flattened_dict(TINY | changes)
     return config
+
+
+def longer(folder, **changes):
+    """``scenes`` with four epochs of two steps, to be stopped between any two of them."""
+    return scenes(folder, **{"train.epochs": 4, "train.episodes_per_epoch": 2} | changes)
+
+
+def without_paths(results):
+    """The content of ``results.json`` without its configs, which name folders."""
+    return [{k: v for k, v in r.items() if k != "config"} for r in json.loads(json.dumps(results))]
 
 
 def acting(step, at, action):

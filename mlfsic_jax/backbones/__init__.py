@@ -21,23 +21,6 @@ from mlfsic_jax.backbones.resnet import ResNet
 from mlfsic_jax.backbones.vit import VisionTransformer
 from mlfsic_jax.system.errors import InputError
 
-__all__ = [
-    "BACKBONES",
-    "ClipResNet",
-    "ClipVisionTransformer",
-    "Conv4",
-    "InceptionV3",
-    "MobileNetV2",
-    "Pooled",
-    "ResNet",
-    "Spec",
-    "VisionTransformer",
-    "WeightsFile",
-    "create_backbone",
-    "how_to_get",
-    "published_files",
-]
-
 _RESNET50, _VIT_B_16 = ("resnet50-0676ba61", 103), ("vit_b_16-c867db91", 346)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -48,24 +31,21 @@ _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.2613
 class WeightsFile:
     """One file of published weights."""
 
-    url: str  # its address, which ends in its name
+    url: str  # ends in the file's name
     sha256: str  # hex digest, or its first eight digits, which are all that torchvision publishes
-    megabytes: int = 0  # about its size, in 10^6 bytes; 0 if unknown
+    megabytes: int = 0  # about, in 10^6 bytes; 0 if unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """A row of ``BACKBONES``."""
 
-    # makes the Linen module, given the keyword ``axis_name`` (see ``create_backbone``)
-    create: Callable[..., nn.Module]
-    mean: tuple[float, float, float]  # RGB mean to subtract from pixels in [0, 1]
-    std: tuple[float, float, float]  # RGB standard deviation to divide by after that
-    # of the published weights, with their source; None if the backbone is trained from scratch
-    licence: str | None = None
+    create: Callable[..., nn.Module]  # axis_name -> Linen module
+    mean: tuple[float, float, float]  # RGB, subtracted from pixels in [0, 1]
+    std: tuple[float, float, float]  # RGB, divided by after that
+    licence: str | None = None  # of the published weights, with their source
     image_size: int = 224  # side in pixels of the images that it was published for
-    # the published weights, one file per part of the backbone; empty if it is trained from scratch
-    files: tuple[WeightsFile, ...] = ()
+    files: tuple[WeightsFile, ...] = ()  # published weights, one file per part; empty if it is trained from scratch
 
     @property
     def pretrained(self) -> str | None:
@@ -126,15 +106,12 @@ BACKBONES: dict[str, Spec] = {
 
 
 def create_backbone(name: str, axis_name: str | None = None) -> nn.Module:
-    """Makes a backbone by name.
+    """Makes a backbone: a Linen module ``(images: float32 [B, H, W, 3], train: bool) -> float32 [B, h, w, n]``.
 
     Args:
       name: a key of ``BACKBONES``.
       axis_name: mapped axis of ``jax.shard_map``, ``pmap`` or ``vmap`` over which batch norm averages its batch
         statistics in training; None keeps them per device. Backbones without batch norm ignore it.
-
-    Returns:
-      Linen module ``(images: float32 [B, H, W, 3], train: bool) -> float32 [B, h, w, n]``.
 
     Raises:
       InputError: unknown name; the message lists the known ones.
@@ -143,16 +120,12 @@ def create_backbone(name: str, axis_name: str | None = None) -> nn.Module:
 
 
 def published_files(name: str) -> tuple[WeightsFile, ...]:
-    """The published files of a backbone in the order that ``weights.load_weights`` takes; empty if there are none.
-
-    Raises:
-      InputError: unknown name; the message lists the known ones.
-    """
+    """The published files of a backbone, as for ``weights.load_weights``; ``InputError`` for an unknown name."""
     return _spec(name).files
 
 
 def how_to_get(name: str, folder: str = "data") -> str:
-    """Says how to get a backbone's published weights into ``folder``, for error messages; errors as above."""
+    """Says how to get a backbone's published weights into ``folder``, for error messages."""
     if not published_files(name):
         return f"{name} has no published weights: train it with mlfsic_jax.pretrain, or check the path"
     return f"get it with: python -m mlfsic_jax.fetch {name}" + ("" if folder == "data" else f" --data_dir={folder}")

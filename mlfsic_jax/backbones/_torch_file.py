@@ -23,17 +23,12 @@ _CONVERT = (
     "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
     'then safetensors.torch.save_file(state, "weights.safetensors")'
 )
-_STORAGE_DTYPES: dict[str, np.dtype] = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
+_STORAGE_DTYPES = {
+    f"{name}Storage": np.dtype(dtype)
+    for name, dtype in {
+        **{"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16},
+        **{"Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_},
+    }.items()
 }
 _SCRIPT_VALUES = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
 
@@ -42,11 +37,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of torch.save's zip archive, of a TorchScript archive, or of the format before PyTorch 1.6.
 
     In a zip archive, ``<root>/data.pkl`` describes the tensors and ``<root>/data/<n>`` holds their raw numbers.
-
-    Raises:
-      InputError: the file is of another kind, or refers to code.
-      Exception: errors of all kinds for damaged files.
+    Raises ``InputError`` for a file of another kind or one that refers to code, errors of all kinds for damaged ones.
     """
+    storages: dict[str, np.ndarray] = {}  # tensors may share one
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             start = file.read(2)
@@ -64,7 +57,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
             raise _big_endian(path)
 
         def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-            return np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype, count)
+            if key not in storages:
+                storages[key] = np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype, count)
+            return storages[key]
 
         check_expansion(archive, path)
         content = _Unpickler(storage, path).read(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")))
@@ -79,10 +74,12 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
     def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= size:
             raise ValueError(f"a storage of {count!r} numbers")
-        return np.empty(count, dtype)  # filled below: the numbers follow the last pickle
+        if key not in storages:
+            storages[key] = np.empty(count, dtype)  # filled below: the numbers follow the last pickle
+        return storages[key]
 
     with open(path, "rb") as stream:
-        magic, protocol, system, content, keys = (_Unpickler(storage, path, storages).read(stream) for _ in range(5))
+        magic, protocol, system, content, keys = (_Unpickler(storage, path).read(stream) for _ in range(5))
         if magic != _LEGACY_MAGIC or protocol != 1001:
             raise InputError(f"{path} is a pickle but was not written by torch.save: {_CONVERT}")
         if not system["little_endian"]:
@@ -159,14 +156,8 @@ class _Unpickler:
     lists and dicts become plain ones.
     """
 
-    def __init__(
-        self,
-        storage: Callable[[str, np.dtype, int], np.ndarray],
-        path: Path,
-        storages: dict[str, np.ndarray] | None = None,
-    ) -> None:
+    def __init__(self, storage: Callable[[str, np.dtype, int], np.ndarray], path: Path) -> None:
         self._storage, self._path = storage, path
-        self._storages = {} if storages is None else storages
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -234,9 +225,7 @@ class _Unpickler:
         _as(str, storage_type), _as(str, key)
         if kind != "storage" or any(view is not None for view in _view):
             raise ValueError("a reference to something that is no storage")
-        if key not in self._storages:
-            self._storages[key] = self._storage(key, _STORAGE_DTYPES[storage_type], count)
-        self.push(self._storages[key])
+        self.push(self._storage(key, _STORAGE_DTYPES[storage_type], count))
 
     def find(self, module: str, name: str) -> Any:
         """The allow-list; everything else is refused."""

@@ -21,25 +21,20 @@ class Conv4(nn.Module):
     """
 
     width: int = 64  # channels of every block
-    axis_name: str | None = None  # see ``create_backbone``
+    axis_name: str | None = None  # as in ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """float32 [B, H, W, 3], normalised -> float32 [B, H // 16, W // 16, width]; ``train`` as in batch norm.
-
-        Raises:
-          ValueError: the images are smaller than 16x16 pixels.
-        """
+        """float32 [B, H, W, 3], normalised, at least 16x16 (else ``ValueError``) -> [B, H // 16, W // 16, width]."""
         if min(images.shape[1:3]) < 2**_BLOCKS:
             raise ValueError(f"Conv4 needs images of at least 16x16 pixels, got {images.shape[1]}x{images.shape[2]}")
         x = images
         for block in range(_BLOCKS):
             # The bias does nothing before a batch norm, but published Conv-4 weights have it.
             x = conv(self.width, 3, use_bias=True, name=f"encoder_{block}_0")(x)
-            x = nn.relu(batch_norm(train, f"encoder_{block}_1", self.axis_name)(x))
-            x = _halve(x)
+            x = _halve(nn.relu(batch_norm(train, f"encoder_{block}_1", self.axis_name)(x)))
         return x
 
 

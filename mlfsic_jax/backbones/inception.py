@@ -20,11 +20,11 @@ _EPSILON = 1e-3  # of all its batch norms
 class Unit(nn.Module):
     """Convolution, batch norm, ReLU."""
 
-    features: int  # output channels
-    kernel: int | tuple[int, int] = 1  # height and width, or one number for both
-    stride: int = 1  # of the positions
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
     pad: bool = True  # keep the size of the map (at stride 1)
-    axis_name: str | None = None  # see ``batch_norm``
+    axis_name: str | None = None  # as in ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -40,7 +40,7 @@ class Mixed(nn.Module):
     # after the other, with ``layers`` their (features, kernel, stride)
     branches: Callable[[Callable[..., jax.Array], jax.Array], list[jax.Array]]
     width: float = 1.0  # multiplier of all channels
-    axis_name: str | None = None  # see ``batch_norm``
+    axis_name: str | None = None  # as in ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -48,15 +48,9 @@ class Mixed(nn.Module):
 
         def chain(x: jax.Array, names: str, *layers: tuple) -> jax.Array:
             for name, (features, kernel, *stride) in zip(names.split(), layers, strict=True):
-                unit = Unit(
-                    round(features * self.width),
-                    kernel,
-                    *stride,
-                    pad=not stride,  # what halves the map is never padded
-                    axis_name=self.axis_name,
-                    name=name.replace("_", "__"),
-                )
-                x = unit(x, train)
+                # What halves the map is never padded.
+                options = {"pad": not stride, "axis_name": self.axis_name, "name": name.replace("_", "__")}
+                x = Unit(round(features * self.width), kernel, *stride, **options)(x, train)
             return x
 
         return jnp.concatenate(self.branches(chain, x), axis=-1)
@@ -117,10 +111,8 @@ def _expanded(chain: Callable[..., jax.Array], x: jax.Array) -> list[jax.Array]:
     double = chain(x, "branch3x3dbl_1 branch3x3dbl_2", (448, 1), (384, 3))
     return [
         chain(x, "branch1x1", (320, 1)),
-        chain(three, "branch3x3_2a", row),
-        chain(three, "branch3x3_2b", column),
-        chain(double, "branch3x3dbl_3a", row),
-        chain(double, "branch3x3dbl_3b", column),
+        *(chain(three, "branch3x3_2a", row), chain(three, "branch3x3_2b", column)),
+        *(chain(double, "branch3x3dbl_3a", row), chain(double, "branch3x3dbl_3b", column)),
         chain(_average(x), "branch_pool", (192, 1)),
     ]
 
@@ -147,17 +139,13 @@ class InceptionV3(nn.Module):
     """
 
     width: float = 1.0  # multiplier of all channels; a multiple of 1/16 keeps them whole
-    axis_name: str | None = None  # see ``create_backbone``
+    axis_name: str | None = None  # as in ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("AuxLogits.", "fc.")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """float32 [B, H, W, 3], normalised -> float32 [B, h, w, n]; n is 2048 at width 1. ``train`` as in batch norm.
-
-        Raises:
-          InputError: the images are smaller than 75x75 pixels.
-        """
+        """float32 [B, H, W, 3], normalised, at least 75x75 (else ``InputError``) -> [B, h, w, 2048 * width]."""
         if min(images.shape[1:3]) < _SMALLEST:
             raise InputError(
                 f"InceptionV3 needs images of at least {_SMALLEST}x{_SMALLEST} pixels, got "

@@ -32,17 +32,15 @@ class InvertedResidual(nn.Module):
     features: int  # output channels
     expansion: int  # the depthwise convolution works on ``expansion`` times the input channels
     stride: int = 1  # of the depthwise convolution
-    axis_name: str | None = None  # see ``batch_norm``
+    axis_name: str | None = None  # as in ``batch_norm``
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """float32 [B, h, w, c] -> float32 [B, ceil(h / stride), ceil(w / stride), features]."""
-        shortcut = x
-        hidden = x.shape[-1] * self.expansion
-        layer = 0
+        shortcut, layer = x, 0
         if self.expansion != 1:
-            x = _conv_bn_relu6(x, hidden, 1, train, f"conv_{layer}", self.axis_name)
-            layer += 1
+            x = _conv_bn_relu6(x, x.shape[-1] * self.expansion, 1, train, "conv_0", self.axis_name)
+            layer = 1
         x = DepthwiseConv(3, self.stride, name=f"conv_{layer}_0")(x)
         x = nn.relu6(batch_norm(train, f"conv_{layer}_1", self.axis_name)(x))
         x = conv(self.features, 1, name=f"conv_{layer + 1}")(x)
@@ -60,7 +58,7 @@ class MobileNetV2(nn.Module):
     # rows of (expansion, channels, repeats, stride of the first repeat)
     stages: tuple[tuple[int, int, int, int], ...] = _STAGES
     last_features: int = 1280  # channels of the last 1x1 convolution at width 1
-    axis_name: str | None = None  # see ``create_backbone``
+    axis_name: str | None = None  # as in ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
 
@@ -71,8 +69,7 @@ class MobileNetV2(nn.Module):
         layer = 1
         for expansion, channels, repeats, first_stride in self.stages:
             features = _round_channels(channels * self.width)
-            for repeat in range(repeats):
-                stride = first_stride if repeat == 0 else 1
+            for stride in (first_stride, *[1] * (repeats - 1)):
                 x = InvertedResidual(features, expansion, stride, self.axis_name, name=f"features_{layer}")(x, train)
                 layer += 1
         last_features = _round_channels(self.last_features * max(1.0, self.width))

@@ -17,21 +17,28 @@ class Bottleneck(nn.Module):
 
     width: int  # channels of the first two convolutions; the block puts out ``4 * width``
     stride: int = 1  # of the 3x3 convolution and the shortcut
-    axis_name: str | None = None  # see ``batch_norm``
+    axis_name: str | None = None  # as in ``batch_norm``
+    average: bool = False  # average pooling in place of the strides, against aliasing, as in CLIP
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """float32 [B, h, w, c] -> float32 [B, ceil(h / stride), ceil(w / stride), 4 * width]."""
+        """float32 [B, h, w, c] -> [B, ceil(h / stride), ceil(w / stride), 4 * width]; ``average`` rounds down."""
         n_out = _EXPANSION * self.width
+        stride = 1 if self.average else self.stride
         shortcut = x
         if self.stride != 1 or x.shape[-1] != n_out:
-            shortcut = conv(n_out, 1, stride=self.stride, name="downsample_0")(shortcut)
+            shortcut = average(x, self.stride) if self.average else x
+            shortcut = conv(n_out, 1, stride=stride, name="downsample_0")(shortcut)
             shortcut = batch_norm(train, "downsample_1", self.axis_name)(shortcut)
         x = nn.relu(batch_norm(train, "bn1", self.axis_name)(conv(self.width, 1, name="conv1")(x)))
-        x = conv(self.width, 3, stride=self.stride, name="conv2")(x)
-        x = nn.relu(batch_norm(train, "bn2", self.axis_name)(x))
-        x = batch_norm(train, "bn3", self.axis_name)(conv(n_out, 1, name="conv3")(x))
-        return nn.relu(x + shortcut)
+        x = nn.relu(batch_norm(train, "bn2", self.axis_name)(conv(self.width, 3, stride=stride, name="conv2")(x)))
+        x = conv(n_out, 1, name="conv3")(average(x, self.stride) if self.average else x)
+        return nn.relu(batch_norm(train, "bn3", self.axis_name)(x) + shortcut)
+
+
+def average(x: jax.Array, side: int) -> jax.Array:
+    """Mean over squares of this side."""
+    return nn.avg_pool(x, (side, side), (side, side))
 
 
 class ResNet(nn.Module):
@@ -44,19 +51,23 @@ class ResNet(nn.Module):
     # blocks per stage; every stage after the first halves the resolution and doubles the channels
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions
-    axis_name: str | None = None  # see ``create_backbone``
+    axis_name: str | None = None  # as in ``create_backbone``
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("fc.",)
+    average: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """float32 [B, H, W, 3], normalised -> float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 2048 by default."""
-        x = conv(self.width, 7, stride=2, name="conv1")(images)
-        x = nn.relu(batch_norm(train, "bn1", self.axis_name)(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = self.stem(images, train)
         for stage, n_blocks in enumerate(self.stage_sizes):
             for block in range(n_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                name = f"layer{stage + 1}_{block}"
-                x = Bottleneck(self.width * 2**stage, stride, self.axis_name, name=name)(x, train)
+                stride, name = 2 if stage > 0 and block == 0 else 1, f"layer{stage + 1}_{block}"
+                x = Bottleneck(self.width * 2**stage, stride, self.axis_name, self.average, name=name)(x, train)
         return x
+
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
+        """float32 [B, H, W, 3] -> float32 [B, ceil(H / 4), ceil(W / 4), width]."""
+        x = conv(self.width, 7, stride=2, name="conv1")(images)
+        x = nn.relu(batch_norm(train, "bn1", self.axis_name)(x))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -62,11 +62,17 @@ def check_size(images: jax.Array, size: int, module: nn.Module) -> None:
         )
 
 
+def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+    """A class token [.., d] before the patches of every map [B, h, w, d]: [B, 1 + h * w, d]."""
+    b, h, w, d = x.shape
+    return jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
+
+
 class Encoder(nn.Module):
     """The transformer on tokens, with its position embedding and final layer norm."""
 
-    n_layers: int  # number of blocks
-    n_heads: int  # of every attention
+    n_layers: int
+    n_heads: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,15 +88,15 @@ class Encoder(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT without its head (Dosovitskiy et al. 2021): the patch tokens are the map; the defaults make ViT-B/16.
 
-    The class token takes part in the attention and is dropped at the end. 224x224 pixels give 14x14 locations with
-    patches of 16 pixels, 7x7 with 32. Weights are named as in torchvision. Without batch norm, ``train`` has no effect.
+    The class token takes part in the attention and is dropped at the end. Weights are named as in torchvision. Without
+    batch norm, ``train`` has no effect.
     """
 
     patch: int = 16  # side of a patch in pixels
     image_size: int = 224  # side of the images in pixels, fixed by the position embedding
-    n_layers: int = 12  # number of blocks
-    n_heads: int = 12  # of every attention
-    width: int = 768  # channels
+    n_layers: int = 12
+    n_heads: int = 12
+    width: int = 768
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("heads.",)
     # torchvision's published files have its older names; it renames them while loading.
@@ -98,15 +104,9 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """float32 [B, S, S, 3], normalised -> float32 [B, S // patch, S // patch, width] for S = image_size.
-
-        Raises:
-          InputError: the images are of another size.
-        """
+        """float32 [B, S, S, 3] with S = image_size (else ``InputError``) -> [B, S / patch, S / patch, width]."""
         check_size(images, self.image_size, self)
         x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", name="conv__proj")(images)
-        b, h, w, d = x.shape
-        token = self.param("class_token", nn.initializers.zeros, (1, 1, d))
-        x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
-        x = Encoder(self.n_layers, self.n_heads, name="encoder")(x)
-        return x[:, 1:].reshape(b, h, w, d)
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
+        tokens = Encoder(self.n_layers, self.n_heads, name="encoder")(prepend(token, x))
+        return tokens[:, 1:].reshape(x.shape)

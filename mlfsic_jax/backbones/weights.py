@@ -26,12 +26,13 @@ import ml_dtypes
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from mlfsic_jax.backbones import create_backbone
 from mlfsic_jax.backbones._torch_file import read_pth
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, sha256
-from mlfsic_jax.system.untrusted import read_npz, reason, shown
+from mlfsic_jax.system.untrusted import read_npz, reason, reported, shown
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _MOST_LISTED = 8  # keys of one kind in an error message
@@ -43,9 +44,8 @@ def load_weights(
     """Reads weights from a file and arranges them for a backbone.
 
     Args:
-      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file with the key names of the weights' source. ``.pth``
-        files, TorchScript archives included, are read without PyTorch and without running any code from them. A
-        backbone of several parts (``Pooled``) takes one file each: "a.pth,b.pth".
+      path: a file as for ``read_state_dict``, with the key names of the weights' source. A backbone of several parts
+        (``Pooled``) takes one file each: "a.pth,b.pth".
       module_or_name: a backbone module or its name in ``BACKBONES``.
       image_size: side of the images in pixels.
 
@@ -70,10 +70,11 @@ def load_weights(
     ]
     if parts == (module,):
         return loaded[0]
-    return {
-        name: {f"parts_{i}": variables[name] for i, variables in enumerate(loaded) if name in variables}
-        for name in sorted({name for variables in loaded for name in variables})
-    }
+    variables: dict[str, Any] = {}
+    for i, part in enumerate(loaded):
+        for collection, arrays in part.items():
+            variables.setdefault(collection, {})[f"parts_{i}"] = arrays
+    return variables
 
 
 def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -89,12 +90,8 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
     Raises:
       InputError: a file cannot be read.
     """
-    digests = []
-    for file in weights_files(path):
-        try:
-            digests.append(sha256(file))
-        except OSError as error:
-            raise InputError(f"cannot read the weights file {file}: {error.strerror}") from error
+    with reported(f"cannot read the weights file {path}", "check the path", OSError):
+        digests = [sha256(file) for file in weights_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -110,7 +107,7 @@ def to_variables(
       source: name of the weights' origin in error messages.
 
     Returns:
-      ``{"params": .., "batch_stats": ..}`` of float32 arrays; no ``batch_stats`` without batch norm.
+      As ``load_weights``; no ``batch_stats`` without batch norm.
 
     Raises:
       InputError: lists all keys that are missing, unexpected, misshapen or hold unusable values.
@@ -120,21 +117,17 @@ def to_variables(
     expected = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image))
     prefix = getattr(module, "key_prefix", "")
     leaf_of_key = dict(sorted((prefix + _torch_key(leaf), leaf) for leaf in expected))
-    state = _rename(_strip_prefix(state), getattr(module, "former_names", {}))
-
+    state = _present_names(state, getattr(module, "former_names", {}))
     head = tuple(getattr(module, "head_prefixes", ()))
-    extra = [
-        key
-        for key in state
-        if key not in leaf_of_key and not key.endswith("num_batches_tracked") and not key.startswith(head)
-    ]
+
+    extra = [key for key in state if key not in leaf_of_key and not key.startswith(head)]
+    extra = [key for key in extra if not key.endswith("num_batches_tracked")]
     missing = [key for key in leaf_of_key if key not in state]
     misshapen, unusable, variables = [], [], {}
-    for key, leaf in leaf_of_key.items():
-        if key not in state:
-            continue
-        array, axes = state[key], _linen_axes(leaf, expected[leaf].ndim)
-        shape = tuple(expected[leaf].shape[axes.index(axis)] for axis in range(len(axes)))
+    for key in (key for key in leaf_of_key if key in state):
+        leaf, array = leaf_of_key[key], state[key]
+        axes = _linen_axes(leaf, expected[leaf].ndim)
+        shape = tuple(expected[leaf].shape[axis] for axis in np.argsort(axes))
         if array.shape != shape:
             misshapen.append(f"{key} is {list(array.shape)}, not {list(shape)}")
             continue
@@ -160,15 +153,7 @@ def to_variables(
 
 
 def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], module: nn.Module) -> None:
-    """Writes the variables of a backbone as a .safetensors file under its published key names.
-
-    Args:
-      path: the file, replaced atomically.
-      variables: ``{"params": .., "batch_stats": ..}`` as ``load_weights`` returns them.
-      module: the backbone; not a ``Pooled`` one.
-    """
-    from safetensors.numpy import save_file
-
+    """Writes the variables of a backbone (not a ``Pooled`` one) as .safetensors under its published key names."""
     prefix, state = getattr(module, "key_prefix", ""), {}
     for leaf, array in traverse_util.flatten_dict(variables).items():
         array = np.asarray(array)
@@ -179,20 +164,17 @@ def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], mod
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the arrays of a weights file under their names there.
+    """Reads the arrays of a weights file under their names there, in the file's dtypes (bfloat16 of ``ml_dtypes``).
 
     Args:
-      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. In the latter, the weights may lie under
-        ``state_dict`` or ``model``; entries beside these are ignored.
-
-    Returns:
-      Key -> array, in the file's dtype; bfloat16 is ``ml_dtypes.bfloat16``.
+      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. The latter are read without PyTorch and without
+        running any code from them, TorchScript archives included; weights may lie under ``state_dict`` or ``model``.
 
     Raises:
       InputError: the file is absent, damaged, of another kind, or refers to code.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": read_pth, ".pt": read_pth}
+    readers = {".safetensors": load_file, ".npz": _read_npz, ".pth": read_pth, ".pt": read_pth}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"cannot tell the kind of the weights file {path}: its name must end in {', '.join(readers)}")
@@ -205,9 +187,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except Exception as error:  # each of the three parsers has its own dozen ways to fail on damaged bytes
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"cannot read the weights file {path}: {error.strerror}") from error
-        raise InputError(
-            f"the weights file {path} is truncated or damaged ({reason(error)}): download or export it again"
-        ) from error
+        why = f"is truncated or damaged ({reason(error)})"
+        raise InputError(f"the weights file {path} {why}: download or export it again") from error
 
 
 def _torch_key(leaf: tuple[str, ...]) -> str:
@@ -230,23 +211,13 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(listed) + more
 
 
-def _rename(state: Mapping[str, np.ndarray], former_names: Mapping[str, str]) -> Mapping[str, np.ndarray]:
+def _present_names(state: Mapping[str, np.ndarray], former_names: Mapping[str, str]) -> Mapping[str, np.ndarray]:
+    """Without the "module." that torch.nn.DataParallel puts before every key, and with present spellings."""
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): array for key, array in state.items()}
     for former, present in former_names.items():
         state = {key.replace(former, present): array for key, array in state.items()}
     return state
-
-
-def _strip_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Drops the "module." that torch.nn.DataParallel puts before every key."""
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): array for key, array in state.items()}
-    return state
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

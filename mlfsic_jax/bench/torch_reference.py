@@ -1,7 +1,6 @@
-"""What ``benchmark`` compares with: the same computations in plain batched PyTorch, on a CPU.
+"""The same computations in plain batched PyTorch, on a CPU, for comparison; imported only where PyTorch is installed.
 
-Every public function gives programs by name, to be called with nothing; none where PyTorch is not installed, or where
-JAX runs on an accelerator.
+``lcm``, ``prototypes``, ``training`` and ``features`` return programs by name, to be called with nothing.
 """
 
 from __future__ import annotations
@@ -10,38 +9,25 @@ import functools
 import importlib.util
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
 
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import Prototypes
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 Programs = dict[str, Callable[[], None]]
 
 
-def is_comparable() -> bool:
-    """Whether PyTorch is there and would run on the device that JAX runs on."""
-    return importlib.util.find_spec("torch") is not None and jax.default_backend() == "cpu"
-
-
 def lcm(features, labels, words, projection, steps: int) -> Programs:
-    """``lcm_select``: the equations as they stand, with a weighted mean, and with that mean written as einsum.
+    """``lcm_select``: float [S, h, w, n], bool [S, C], float [C, d], float [n, d] or None.
 
-    Args:
-      features: float [S, h, w, n].
-      labels: bool [S, C].
-      words: float [C, d].
-      projection: float [n, d] or None.
-      steps: iterations.
+    The equations as written, with a weighted mean, and with that mean as an einsum.
     """
-    if not is_comparable():
-        return {}
     u, w, y = as_tensor(features).flatten(1, 2), as_tensor(words), as_tensor(labels).float()
     a = None if projection is None else as_tensor(projection)
 
@@ -53,9 +39,6 @@ def lcm(features, labels, words, projection, steps: int) -> Programs:
 
 def loss_change(u, labels, words, *, scale=10.0, steps=20, step_size=1.0, momentum=0.95, einsum=False):
     """``lcm.loss_change``: tensors [S, L, d], [S, C], [C, d] -> (score, importance), [S, L]."""
-    import torch
-    from torch.nn import functional
-
     rho, score, words = torch.ones(u.shape[:2]), torch.zeros(u.shape[:2]), functional.normalize(words, dim=1)
     for i in range(1, steps + 1):
         rho.requires_grad_(True)
@@ -74,33 +57,15 @@ def loss_change(u, labels, words, *, scale=10.0, steps=20, step_size=1.0, moment
 
 def prototypes(module: Prototypes, params, regions, labels, words) -> Programs:
     """``Prototypes`` without gradients: Flax's parameters, float [S, L, d], bool [S, C], float [C, d]."""
-    if not is_comparable():
-        return {}
-    import torch
-
     p, tensors = as_parameters(params), (as_tensor(regions), as_tensor(labels), as_tensor(words))
-
-    def run() -> None:
-        with torch.no_grad():
-            label_prototypes(module, p, *tensors)
-
-    return {"no_grad": run}
+    return {"no_grad": torch.no_grad()(functools.partial(label_prototypes, module, p, *tensors))}
 
 
 def label_prototypes(module: Prototypes | BaseModel, p, regions, labels, words, *, dropout: float = 0.0):
-    """``Prototypes``, for supports with ``n_dynamic`` locals of every label at least: tensors as there -> [C, d].
+    """``Prototypes`` on tensors [S, L, d], [S, C], [C, d] -> [C, d], with parameters of ``as_parameters``.
 
-    Args:
-      module: its sizes.
-      p: Flax's parameters as tensors, by their names joined with dots.
-      regions: [S, L, d].
-      labels: [S, C].
-      words: [C, d].
-      dropout: inside the MLP.
+    Every label needs ``module.n_dynamic`` support regions at least; ``dropout`` is inside the MLP.
     """
-    import torch
-    from torch.nn import functional
-
     (n_labels, d), heads = words.shape, module.n_heads
     flat, mask = regions.flatten(0, 1), labels.T.bool().repeat_interleave(regions.shape[1], dim=1)  # [M, d], [C, M]
     query = (words @ p["attention.query.kernel"]).reshape(n_labels, heads, d // heads)
@@ -128,17 +93,15 @@ def training(model: BaseModel, params, batch, word_vectors, backbone: str = "") 
     """A step of Adam on one episode, from cached features or, with a ``backbone``, from photos.
 
     Args:
-      model: its sizes.
+      model: gives the sizes.
       params: the model's, without the backbone's.
-      batch: support, query, support labels, query labels of the episode.
+      batch: a ``run.step.Batch`` of one episode.
       word_vectors: float [C, d_w].
       backbone: a name that ``network`` knows.
     """
-    trained = network(backbone) if backbone and is_comparable() else None
-    if not is_comparable() or (backbone and trained is None):
+    trained = network(backbone) if backbone else None
+    if backbone and trained is None:
         return {}
-    import torch
-
     p, words = as_parameters(params), as_tensor(word_vectors)
     support, query, *labels = map(as_tensor, batch)
     if trained:
@@ -156,10 +119,7 @@ def training(model: BaseModel, params, batch, word_vectors, backbone: str = "") 
 
 
 def losses(model: BaseModel, p, support, query, support_labels, query_labels, word_vectors, trained=None):
-    """``BaseModel.losses``: tensors as there, photos with their channels first -> (L_cm, L_query)."""
-    import torch
-    from torch.nn import functional
-
+    """``BaseModel.losses`` on tensors, photos with their channels first -> (L_cm, L_query)."""
     both = torch.cat([support, query]).float()
     features = both if trained is None else trained(both / 127.5 - 1).permute(0, 2, 3, 1)
     regions = features.flatten(1, 2) @ p["joint.a_visual.kernel"]
@@ -177,25 +137,16 @@ def losses(model: BaseModel, p, support, query, support_labels, query_labels, wo
 
 def features(name: str, photos: np.ndarray) -> Programs:
     """A backbone of the same shape without gradients, on uint8 [B, H, W, 3]."""
-    frozen = network(name) if is_comparable() else None
+    frozen = network(name)
     if frozen is None:
         return {}
-    import torch
-
     frozen.eval()
     x = as_tensor(photos).permute(0, 3, 1, 2).contiguous()
-
-    def run() -> None:
-        with torch.no_grad():
-            frozen(x.float() / 127.5 - 1)
-
-    return {"no_grad": run}
+    return {"no_grad": torch.no_grad()(lambda: frozen(x.float() / 127.5 - 1))}
 
 
 def network(name: str) -> nn.Module | None:
     """Conv-4-64, or ResNet-50 where transformers is installed, else None: [B, 3, H, W] -> [B, n, h, w]."""
-    from torch import nn
-
     if name == "conv4":
         layers = [
             (nn.Conv2d(n_in, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
@@ -215,8 +166,6 @@ def network(name: str) -> nn.Module | None:
 
 def as_tensor(x) -> torch.Tensor:
     """An array as a tensor with memory of its own."""
-    import torch
-
     return torch.from_numpy(np.array(x))
 
 

@@ -1,7 +1,4 @@
-"""Fetches and unpacks assets: downloads resume, are verified by size and sha256, and are unpacked safely.
-
-Nothing here runs unless the user asks for a download.
-"""
+"""Fetches and unpacks assets, on request only: downloads resume, are verified and are unpacked safely."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from mlfsic_jax.data.assets import Asset
 from mlfsic_jax.system.errors import InputError
@@ -34,13 +31,15 @@ _MB = 10**6
 
 
 def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **options: float) -> None:
-    """Brings assets into a folder, created if missing: archives unpacked, other files as they are.
+    """Fetches assets into a folder and unpacks archives there; what is there already stays.
 
-    What is there already stays. Unpacked archives may be deleted. ``options`` are timeout, retries and backoff of
-    ``fetch``.
+    Args:
+      assets: the files.
+      folder: created if missing.
+      **options: timeout, retries and backoff of ``fetch``.
 
     Raises:
-      InputError: too little disk space, or as ``fetch`` and ``unpack``.
+      InputError: too little disk space, or from ``fetch`` and ``unpack``.
     """
     folder = expand(folder)
     with _one_line(folder):
@@ -60,20 +59,13 @@ def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **
 def fetch(
     asset: Asset, folder: str | os.PathLike[str], *, timeout: float = 30.0, retries: int = 5, backoff: float = 1.0
 ) -> pathlib.Path:
-    """Downloads a file, resuming ``<filename>.part``; a file that is there is only checked.
+    """Downloads a file, resuming ``<filename>.part``, and returns its path; a file that is there is only checked.
 
-    Args:
-      asset: the file.
-      folder: created if missing.
-      timeout: seconds without a byte after which the connection counts as stalled.
-      retries: attempts in a row that may fail to gain a megabyte.
-      backoff: seconds before the first of these; doubled for each further one.
-
-    Returns:
-      The file's path; its size and sha256 are the published ones.
+    ``timeout`` is in seconds without a byte. Up to ``retries`` attempts in a row may fail to gain a megabyte, the first
+    after ``backoff`` seconds, doubled for each further one.
 
     Raises:
-      InputError: the file cannot be fetched, is not the published one, or cannot be written.
+      InputError: the file cannot be fetched or written, or differs from the published one.
     """
     path = expand(folder) / asset.filename
     with _one_line(path.parent):
@@ -91,13 +83,8 @@ def fetch(
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, wanted: Sequence[str] = ("*",)) -> None:
     """Unpacks a .zip or an uncompressed .tar, unless it was unpacked there before.
 
-    Members are written to a scratch folder, then moved into place together; they replace files of the same name. Links,
-    devices and names that lead out of the folder are refused.
-
-    Args:
-      archive: the file.
-      folder: created if missing.
-      wanted: patterns of the members to unpack, in which ``*`` stands for any characters, slashes included.
+    Members go to a scratch folder, then into place together, replacing files of the same name. Links, devices and
+    names that lead out of the folder are refused. In the patterns ``wanted``, ``*`` also stands for slashes.
 
     Raises:
       InputError: the archive is damaged or unsafe, lacks a wanted member, or does not fit on the disk.
@@ -255,16 +242,6 @@ def _difference(asset: Asset, path: pathlib.Path) -> str:
     return ""
 
 
-class _Member(NamedTuple):
-    """A member of an archive; ``info`` is the archive's own object for it."""
-
-    name: str
-    size: int
-    is_folder: bool
-    is_file: bool
-    info: zipfile.ZipInfo | tarfile.TarInfo
-
-
 def _extract(path: pathlib.Path, scratch: pathlib.Path, wanted: Sequence[str]) -> list[str]:
     """Writes the wanted members under the scratch folder and returns their names."""
     try:
@@ -276,9 +253,8 @@ def _extract(path: pathlib.Path, scratch: pathlib.Path, wanted: Sequence[str]) -
                     f"{path} unpacks to {size / _MB:.0f} MB, and {scratch.parent} has {free / _MB:.0f} MB free: "
                     "make room, or choose a folder on another disk"
                 )
-            for name, member in track(
-                files.items(), total=len(files), description=f"unpacking {path.name}", unit="files"
-            ):
+            unpacking = f"unpacking {path.name}"
+            for name, member in track(files.items(), total=len(files), description=unpacking, unit="files"):
                 _write(archive, member, scratch, scratch / name)
     except (InputError, OSError):
         raise
@@ -287,44 +263,51 @@ def _extract(path: pathlib.Path, scratch: pathlib.Path, wanted: Sequence[str]) -
     return list(files)
 
 
-def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[_Member]:
-    if isinstance(archive, tarfile.TarFile):
-        members = [_Member(info.name, info.size, info.isdir(), info.isreg(), info) for info in archive.getmembers()]
-        archive.fileobj.seek(archive.offset)  # tarfile takes an unreadable header for the end, which is all zeros
-        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(tarfile.NUL):
-            raise EOFError("it is cut off")
-        return members
-    kinds = [(info, stat.S_IFMT(info.external_attr >> 16)) for info in archive.infolist()]  # 0: unknown, so a file
-    return [
-        _Member(info.filename, info.file_size, info.is_dir() or kind == stat.S_IFDIR, kind in (0, stat.S_IFREG), info)
-        for info, kind in kinds
-    ]
+def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[tarfile.TarInfo]:
+    if isinstance(archive, zipfile.ZipFile):
+        return [_tar_info(info) for info in archive.infolist()]
+    members = archive.getmembers()
+    archive.fileobj.seek(archive.offset)  # tarfile takes an unreadable header for the end, which is all zeros
+    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(tarfile.NUL):
+        raise EOFError("it is cut off")
+    return members
 
 
-def _write(
-    archive: zipfile.ZipFile | tarfile.TarFile, member: _Member, scratch: pathlib.Path, target: pathlib.Path
-) -> None:
+def _tar_info(info: zipfile.ZipInfo) -> tarfile.TarInfo:
+    """Name, size and type of a zip member; anything but a folder or a file counts as a link."""
+    member, kind = tarfile.TarInfo(info.filename), stat.S_IFMT(info.external_attr >> 16)
+    member.size, member.type = info.file_size, tarfile.SYMTYPE
+    if info.is_dir() or kind == stat.S_IFDIR:
+        member.type = tarfile.DIRTYPE
+    elif kind in (0, stat.S_IFREG):  # 0: unknown
+        member.type = tarfile.REGTYPE
+    return member
+
+
+def _write(archive: Any, member: tarfile.TarInfo, scratch: pathlib.Path, target: pathlib.Path) -> None:
     """Extracts one file. Both libraries read no more than the size that the archive declares."""
     if isinstance(archive, tarfile.TarFile):
-        archive.extract(member.info, scratch, filter="data")
+        archive.extract(member, scratch, filter="data")
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(member.info) as source, open(target, "wb") as file:
+        with archive.open(member.name) as source, open(target, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
     if target.stat().st_size != member.size:
         raise EOFError(f"{member.name} is cut off")
 
 
-def _wanted_files(archive: pathlib.Path, members: list[_Member], wanted: Sequence[str]) -> dict[str, _Member]:
+def _wanted_files(
+    archive: pathlib.Path, members: list[tarfile.TarInfo], wanted: Sequence[str]
+) -> dict[str, tarfile.TarInfo]:
     files = {}
     for member in members:
         path = pathlib.PureWindowsPath(member.name)  # knows both kinds of slashes, and drives
         if path.anchor or ".." in path.parts:  # stricter than tarfile's filter, which strips leading slashes
             raise InputError(f"{archive} is unsafe: its member {member.name[:80]!r} leads out of the folder; delete it")
         name = str(pathlib.PurePosixPath(member.name))
-        if member.is_folder or not any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
+        if member.isdir() or not any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
             continue
-        if not member.is_file:
+        if not member.isreg():
             raise InputError(f"{archive} is unsafe: its member {name[:80]!r} is a link or a device; delete it")
         files[name] = member
     for pattern in wanted:

@@ -3,21 +3,17 @@
 Yan et al. 2025 (MMCI), section 5.1.3, only names the methods; the rest is from each method's own source. "Reading"
 marks what the sources leave open.
 
-``mirrorbert``: Liu et al., EMNLP 2021. The label alone; the last layer at [CLS], as the model card of
-  cambridgeltl/mirror-bert-base-uncased-word and the authors' code have it.
-``bert_biencoder``: Gajbhiye et al., COLING 2022. ``LABEL means [MASK]``, without a full stop; the last layer of the
-  concept encoder at [MASK], scaled to length 1, as in github.com/amitgajbhiye/biencoder_concept_property. Reading: the
-  published weights bb_gkb_cnet_plus_cnet_has_property.pt, BERT-base and the README's default.
-``mirrorwic``: Liu et al., CoNLL 2021. A sentence with the label; the mean of the last four layers (hidden states 9 to
-  12) over the mention's word pieces, as in the evaluation scripts of github.com/cambridgeltl/MirrorWiC.
-``bert_avg``: Li et al., IJCAI 2021. A sentence in which one [MASK] stands for the mention; the last layer there. Li et
-  al. also try unmasked mentions and find masking better; MMCI does not say which it takes. Reading: the masked one,
-  BERT-base, as the same authors' WGA (Yan et al., AAAI 2022) writes "BERT-base with masking". Without Li et al.'s
-  filtering of mentions.
-``bert_concn``: Li et al., SIGIR 2023 (ConCN; the name does not stand for a concatenation). As ``bert_avg``, with BERT
-  first fine-tuned to bring masked mentions with the same ConceptNet property close. No weights are published: they come
-  from run_finetune_with_ds.py of github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the end too, as
-  in the fine-tuning and in their extract_mv_mask.py.
+``mirrorbert``: Liu et al., EMNLP 2021. The label alone; the last layer at [CLS], as in the model card and their code.
+``bert_biencoder``: Gajbhiye et al., COLING 2022. ``LABEL means [MASK]``, without a full stop; the last layer
+  of the concept encoder at [MASK], scaled to length 1, as in github.com/amitgajbhiye/biencoder_concept_property.
+  Reading: BERT-base and the weights bb_gkb_cnet_plus_cnet_has_property.pt, the README's default.
+``mirrorwic``: Liu et al., CoNLL 2021. A sentence with the label; the mean of the last four layers over the mention's
+  word pieces, as in the evaluation scripts of github.com/cambridgeltl/MirrorWiC.
+``bert_avg``: Li et al., IJCAI 2021. A sentence in which one [MASK] stands for the mention; the last layer there.
+  Reading: masked, as Li et al. find better and WGA (Yan et al., AAAI 2022) does; BERT-base; no filtering of mentions.
+``bert_concn``: Li et al., SIGIR 2023 (ConCN). As ``bert_avg``, with BERT first fine-tuned to bring masked mentions with
+  the same ConceptNet property close. No weights are published: make them with run_finetune_with_ds.py of
+  github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the end too, as in their extract_mv_mask.py.
 ``clip``: Radford et al., ICML 2021. ``a photo of a LABEL``, MMCI's prompt; the projected text embedding, not scaled.
   Reading: ViT-B/32, which MMCI's table 6 combines with these word vectors.
 
@@ -38,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand
@@ -46,15 +43,14 @@ from mlfsic_jax.system.untrusted import expand
 class Encoder(NamedTuple):
     """How to take a label's vector from a text encoder."""
 
-    model: str | None  # the published model on huggingface.co, if any.
+    model: str | None  # the published model on huggingface.co, if any
     dimension: int | None  # length of that model's vectors
-    # the text, with {label} and {mask}; None for encoders in context, which take sentences with the label
-    prompt: str | None
+    prompt: str | None  # the text, with {label} and {mask}; None for encoders in context
     at: str  # where to read the vector: "cls", "mask", "mention", or "projection" (CLIP)
     layers: int = 1  # number of last layers to average
     unit: bool = False  # whether to scale the vector to length 1
     prefix: str = ""  # start of the network's keys in the authors' checkpoints; "" if there are none
-    weights: tuple[str, str] | None = None  # such a checkpoint, (repository, file) on huggingface.co.
+    weights: tuple[str, str] | None = None  # such a checkpoint, (repository, file) on huggingface.co
 
 
 ENCODERS = {
@@ -95,12 +91,12 @@ def encode_labels(
     Args:
       encoder: a name of ``ENCODERS``.
       display_names: C names as people write them, e.g. ``"dining table"``.
-      model: a name on huggingface.co or a folder with a model and its tokeniser; by default the published model.
-      weights: a ``.pt`` file of the authors' code that replaces the model's weights; by default the published one, if
+      model: a name on huggingface.co or a folder with model and tokeniser; default: the published model.
+      weights: a ``.pt`` file of the authors' code that replaces the model's weights; default: the published one, if
         there is one and ``model`` is not given.
       mentions: per label, the sentences that mention it (``read_sentences``); only for encoders in context.
       batch_size: texts per step.
-      local_files_only: use only files that are on this machine; a folder as ``model`` needs no network anyway.
+      local_files_only: download nothing; a folder as ``model`` needs no network anyway.
 
     Returns:
       float32 [C, d].
@@ -140,28 +136,23 @@ def encode_labels(
 
 
 def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool) -> tuple[Any, Any, str]:
-    """The tokeniser, the network on its device, and the model's name; arguments as for ``encode_labels``."""
+    """The tokeniser, the network on its device, and the model's name."""
     spec = ENCODERS[encoder]
     torch, transformers = _libraries()
     transformers.logging.set_verbosity_error()  # it reports unneeded parts of a checkpoint; see missing below
     network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
     source = model or spec.model
     in_folder = expand(source).is_dir()
-    if in_folder:
-        source = str(expand(source))
-    try:
-        # No code of a model's own, about which transformers would ask; pickles are read as bare tensors.
-        options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
-        with _offline(local_files_only or in_folder):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            network, loaded = network_class.from_pretrained(
-                source, output_loading_info=True, weights_only=True, **options
-            )
-    except Exception as error:  # the hub, transformers, tokenizers, safetensors and torch raise errors of all kinds
-        raise InputError(
-            f"the model {source} cannot be loaded: {_first_line(error)}. Give --model=NAME_OR_FOLDER with a model of "
-            f"huggingface.co or a folder that holds one (config, weights, tokeniser); {encoder}'s is {spec.model}"
-        ) from error
+    source = str(expand(source)) if in_folder else source
+    # No code of a model's own, about which transformers would ask; pickles are read as bare tensors.
+    options = {"local_files_only": local_files_only or in_folder, "trust_remote_code": False}
+    hint = (
+        "Give --model=NAME_OR_FOLDER with a model of huggingface.co or a folder that holds one (config, weights, "
+        f"tokeniser); {encoder}'s is {spec.model}"
+    )
+    with _loading(f"the model {source} cannot be loaded", hint), _offline(local_files_only or in_folder):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        network, loaded = network_class.from_pretrained(source, output_loading_info=True, weights_only=True, **options)
     missing = [key for key in sorted(loaded["missing_keys"]) if "pooler" not in key]  # would stay random
     if missing:
         raise InputError(f"{encoder} cannot use {source}: it has no {missing[0]}, which {spec.model or 'BERT'} has")
@@ -169,8 +160,12 @@ def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool)
     if not tokenizer.is_fast or getattr(tokenizer, token) is None:
         raise InputError(f"{encoder} cannot use {source}: its tokeniser has no {token}, or no offsets of tokens")
     if weights is None and model is None and spec.weights:
-        with _offline(local_files_only):
-            weights = _download(*spec.weights, local_files_only)
+        from huggingface_hub import hf_hub_download
+
+        repository, file = spec.weights
+        failure = f"{file} cannot be downloaded from huggingface.co/{repository}"
+        with _loading(failure, "Get it by hand and give --weights=FILE.pt"), _offline(local_files_only):
+            weights = hf_hub_download(repository, file, local_files_only=local_files_only)
     if weights is not None:
         _load_weights(network, expand(weights), spec.prefix)
     return tokenizer, network.eval().float().to("cuda" if torch.cuda.is_available() else "cpu"), source
@@ -189,8 +184,7 @@ def _encode_batch(
     with torch.no_grad():
         outputs = network(**batch.to(network.device), output_hidden_states=spec.layers > 1)
     if spec.at == "projection":
-        vectors = outputs.text_embeds.double().cpu().numpy()
-        return vectors, np.ones(len(mentions), bool)
+        return outputs.text_embeds.double().cpu().numpy(), np.ones(len(mentions), bool)
     hidden = outputs.last_hidden_state
     if spec.layers > 1:
         hidden = torch.stack(outputs.hidden_states[-spec.layers :]).mean(0)
@@ -240,38 +234,27 @@ def _offline(offline: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _download(repository: str, file: str, local_files_only: bool) -> str:
-    from huggingface_hub import hf_hub_download
-
+@contextlib.contextmanager
+def _loading(failure: str, hint: str) -> Iterator[None]:
+    """Reports any error by its first line: hub, transformers, tokenizers, safetensors and torch raise their own."""
     try:
-        return hf_hub_download(repository, file, local_files_only=local_files_only)
-    except Exception as error:  # the hub's client raises errors of its own and of what it is built on
-        raise InputError(
-            f"{file} cannot be downloaded from huggingface.co/{repository}: {_first_line(error)}. Get it by hand and "
-            "give --weights=FILE.pt"
-        ) from error
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{failure}: {lines[0].rstrip('.:')[:200]}. {hint}") from error
 
 
 def _load_weights(network: Any, path: pathlib.Path, prefix: str) -> None:
     import torch
 
-    try:
+    hint = "Give a .pt file of the authors' code, and with --model the model that it was trained from"
+    with _loading(f"weights {path} cannot be loaded into the model", hint):
         state = torch.load(path, map_location="cpu", weights_only=True)
         keys = {key: key.removeprefix("module.") for key in state}
         own = {name.removeprefix(prefix): state[key] for key, name in keys.items() if name.startswith(prefix)}
         missing = [key for key in network.load_state_dict(own, strict=False).missing_keys if "pooler" not in key]
-    except Exception as error:  # not there, no PyTorch file, no dictionary, or arrays of other shapes
-        raise InputError(
-            f"weights {path} cannot be loaded into the model: {_first_line(error)}. Give a .pt file of the authors' "
-            "code, and with --model the model that it was trained from"
-        ) from error
     if missing:
         raise InputError(f"weights {path} have no {prefix}{missing[0]}: they are not of this encoder, or of this model")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")[:200]
 
 
 def read_sentences(
@@ -285,9 +268,9 @@ def read_sentences(
     """Reads sentences that mention labels, draws some of them at random, and prints how many to standard error.
 
     Args:
-      path: UTF-8 text with lines ``label<TAB>sentence``; the label is a label name or a display name. Other labels'
-        lines are skipped, so that one file serves several datasets.
-      label_names: C names as the dataset spells them.
+      path: UTF-8 text with lines ``label<TAB>sentence``. Lines of other labels are skipped, so that one file serves
+        several datasets.
+      label_names: C names as the dataset spells them; the file may use these or the display names.
       display_names: C names as people write them; looked for in the sentences.
       max_sentences: per label, drawn without replacement.
       seed: for the draw, which is independent for each label.
@@ -303,14 +286,13 @@ def read_sentences(
     patterns = [_mention_pattern(display) for display in display_names]
     mentions: list[list[Mention]] = [[] for _ in label_names]
     n_skipped = 0
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         label, tab, sentence = line.partition("\t")
         if not tab:
             raise InputError(f"{path}, line {number}: expected label<TAB>sentence, got {line[:40]!r}")
         if label not in column:
             continue
-        match = patterns[column[label]].search(sentence)
-        if match:
+        if match := patterns[column[label]].search(sentence):
             mentions[column[label]].append(Mention(sentence, *match.span()))
         else:
             n_skipped += 1
@@ -338,16 +320,3 @@ def _mention_pattern(display: str) -> re.Pattern[str]:
     phrases = [r"[\s_-]+".join(map(re.escape, words)) for words in synonyms]
     longest_first = sorted(phrases, key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.strip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, after line {number}: not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error

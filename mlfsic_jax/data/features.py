@@ -1,9 +1,8 @@
-"""What is computed once per photo and read ever after: local feature maps, or resized photos, memory-mapped on disk.
+"""On-disk cache of what is computed once per photo: local feature maps, or resized photos.
 
 A cache is a folder with ``values.npy`` (one row per image), ``progress.json`` (rows done and their checksums, photos
-skipped) and ``manifest.json`` (what the values were made from). The folder's name holds a hash of the manifest, so
-values made from other data, weights or transforms are never picked up; rows that are not what was written are made
-again.
+skipped) and ``manifest.json`` (what the values were made from). A hash of the manifest in the folder's name keeps
+values of other data, weights or transforms apart; damaged rows are made again.
 """
 
 from __future__ import annotations
@@ -39,28 +38,23 @@ _COMMIT_EVERY = 8  # batches between two notes of progress
 class View(NamedTuple):
     """One split as training and evaluation see it."""
 
-    # ``rows int [B] -> array [B, ...]``, the model's inputs (local features or photos) of the split's images.
-    inputs: Callable[[np.ndarray], np.ndarray]
+    inputs: Callable[[np.ndarray], np.ndarray]  # rows int [B] -> [B, ...]: local features or photos of these images
     labels: np.ndarray  # bool [I, C]
     word_vectors: np.ndarray  # float32 [C, d_w]
     label_names: tuple[str, ...]  # C names, for messages
-    support: np.ndarray | None = None  # bool [I] or None, see ``data.Split``.
+    support: np.ndarray | None = None  # bool [I] or None, as in ``data.Split``
 
 
 class Cache(NamedTuple):
     """Precomputed model inputs of a dataset."""
 
-    shape: tuple[int, ...]  # (I, ...) of all rows.
+    shape: tuple[int, ...]  # (I, ...) of all rows
     dtype: np.dtype  # of a row: float16 local features [h, w, n], or uint8 photos [S, S, 3]
     skipped: dict[str, str]  # photo name -> why it could not be read; their rows are zero and no split may use them
-    path: Path  # the cache's folder
+    path: Path
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The rows int [...] as an array [..., *one row].
-
-        Raises:
-          InputError: the file has gone or is cut short, since it was opened.
-        """
+        """Rows int [...] -> array [..., *one row]; InputError when the file has gone or is cut short."""
         # Not through a memory map, whose reader is killed (SIGBUS) where a disk has gone.
         values = np.empty((rows.size, *self.shape[1:]), self.dtype)
         try:
@@ -96,7 +90,7 @@ def open_or_build(
       image_size: photos are resized to this square.
       row_shape: shape of one row.
       dtype: "float16" or "uint8".
-      made_from: what else the values depend on (backbone, weights hash); goes into the manifest.
+      made_from: what else the values depend on (backbone, weights hash).
       compute: uint8 photos [B, image_size, image_size, 3] -> rows [B, *row_shape], B always the same multiple of the
         number of this process's devices; None keeps the photos.
 
@@ -122,9 +116,9 @@ def open_or_build(
     except OSError as error:
         message = f"cannot write the cache {path} ({error.strerror}): free space there, or set config.cache_dir"
         raise InputError(message) from error
+    for name, why in progress["skipped"].items():
+        print(f"skipped photo {name}: {why}")
     if progress["skipped"]:
-        for name, why in progress["skipped"].items():
-            print(f"skipped photo {name}: {why}")
         print(f"{len(progress['skipped'])} of {len(dataset.labels)} photos could not be read and are left out")
     return Cache(tuple(manifest["shape"]), np.dtype(dtype), progress["skipped"], path)
 
@@ -132,13 +126,12 @@ def open_or_build(
 def usable_splits(dataset: ImageDataset, cache: Cache) -> dict[str, Split]:
     """The dataset's splits without the photos that could not be read."""
     readable = np.array([name not in cache.skipped for name in dataset.image_names])
-
-    def usable(split: Split) -> Split:
+    splits = {}
+    for name, split in dataset.splits.items():
         keep = readable[split.images]
         support = None if split.support is None else split.support[keep]
-        return split._replace(images=split.images[keep], support=support)
-
-    return {name: usable(split) for name, split in dataset.splits.items()}
+        splits[name] = split._replace(images=split.images[keep], support=support)
+    return splits
 
 
 def _open(path: Path, manifest: dict) -> dict:
@@ -156,7 +149,7 @@ def _open(path: Path, manifest: dict) -> dict:
         shutil.rmtree(path)
     path.mkdir(parents=True)
     shape = tuple(manifest["shape"])
-    size = int(np.prod(shape)) * np.dtype(manifest["dtype"]).itemsize
+    size = math.prod(shape) * np.dtype(manifest["dtype"]).itemsize
     free = shutil.disk_usage(path).free
     if free < size:
         raise InputError(f"{path} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: set config.cache_dir")
@@ -184,7 +177,8 @@ def _checksum(rows: np.ndarray) -> int:
     return zlib.crc32(rows.data.cast("B"))
 
 
-def _build(path, dataset, image_size, manifest, progress, compute):
+def _build(path, dataset, image_size, manifest, progress, compute) -> None:
+    """Computes the missing rows, noting progress every few batches."""
     n_images = len(dataset.labels)
     if progress["done"]:
         print(f"continuing the cache at image {progress['done']} of {n_images}")
@@ -212,9 +206,7 @@ def _build(path, dataset, image_size, manifest, progress, compute):
         rows = (photos if compute is None else np.asarray(compute(photos)))[: end - start].astype(manifest["dtype"])
         if not np.isfinite(rows).all():
             raise InputError(f"local features leave the range of {manifest['dtype']}: are the weights right?")
-        for j in range(start, end):
-            if dataset.image_names[j] in progress["skipped"]:
-                rows[j - start] = 0
+        rows[[name in progress["skipped"] for name in dataset.image_names[start:end]]] = 0
         values[start:end] = rows
         start = end
         if end == n_images or (end // batch) % _COMMIT_EVERY == 0:

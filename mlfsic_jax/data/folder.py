@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import pathlib
 from collections.abc import Iterator
 
@@ -17,8 +16,9 @@ from PIL import Image
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import instances
+from mlfsic_jax.data.text import csv_rows
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import label_name, photo_path, reason, shown
+from mlfsic_jax.system.untrusted import label_name, photo_path, shown
 
 DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"
@@ -58,9 +58,7 @@ def scan(source: pathlib.Path) -> prepared.Source:
 def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.Path, list[str]], list[str]]:
     """Reads a file in either of the two forms of ``labels.csv``.
 
-    Args:
-      path: the file; photos are relative to its folder.
-      anywhere: allows photos outside of that folder.
+    Photos are relative to its folder and, unless ``anywhere``, inside of it.
 
     Returns:
       Photo -> its labels, and all labels that the file names, with or without a photo.
@@ -68,48 +66,38 @@ def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.P
     Raises:
       InputError: the file cannot be read or is malformed (naming the line).
     """
+    rows = csv_rows(path, "save it as CSV in UTF-8", _MAX_FIELD)
+    where, columns = next(rows)
+    columns = [column.strip() for column in columns]
+    if columns[:1] != ["file"] or len(columns) < 2 or "" in columns:
+        forms = "file,labels or file and one column per label"
+        raise InputError(f"{where}: the columns must be {forms}, not {shown(columns)}")
+    columns = ["file", *(label_name(column, where) for column in columns[1:])]
+    if len(set(columns)) != len(columns):
+        raise InputError(f"{where}: a column occurs twice in {shown(columns)}")
     labels: dict[pathlib.Path, list[str]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            csv.field_size_limit(_MAX_FIELD)  # of the whole process; others may have raised it
-            reader = csv.DictReader(file, strict=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            if columns[:1] != ["file"] or len(columns) < 2 or "" in columns:
-                forms = "file,labels or file and one column per label"
-                raise InputError(f"{path}, line 1: the columns must be {forms}, not {shown(columns)}")
-            columns = ["file", *(label_name(column, f"{path}, line 1") for column in columns[1:])]
-            if len(set(columns)) != len(columns):
-                raise InputError(f"{path}, line 1: a column occurs twice in {shown(columns)}")
-            reader.fieldnames = columns
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
-                names = _names(row, columns, where)
-                photo = photo_path(row["file"].strip(), where, path.parent, anywhere)
-                if path.parent / photo in labels:
-                    twice = shown(row["file"])
-                    raise InputError(f"{where}: {twice} occurs twice; put all labels of a photo into one line")
-                labels[path.parent / photo] = names
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): save it as CSV in UTF-8") from error
+    for where, (file, *cells) in rows:
+        names = _names(dict(zip(columns[1:], cells, strict=True)), where)
+        photo = path.parent / photo_path(file.strip(), where, path.parent, anywhere)
+        if photo in labels:
+            raise InputError(f"{where}: {shown(file)} occurs twice; put all labels of a photo into one line")
+        labels[photo] = names
     if columns == ["file", "labels"]:
         return labels, list(dict.fromkeys(name for names in labels.values() for name in names))
     return labels, columns[1:]
 
 
-def _names(row: dict[str, str], columns: list[str], where: str) -> list[str]:
+def _names(cells: dict[str, str], where: str) -> list[str]:
     """The labels of one line."""
-    if columns == ["file", "labels"]:
-        names = [label_name(name.strip(), where) for name in row["labels"].split("|") if name.strip()]
+    if list(cells) == ["labels"]:
+        names = [label_name(name.strip(), where) for name in cells["labels"].split("|") if name.strip()]
         if len(set(names)) != len(names):
-            raise InputError(f"{where}: a label occurs twice in {shown(row['labels'])}")
+            raise InputError(f"{where}: a label occurs twice in {shown(cells['labels'])}")
         return names
-    cells = {column: row[column].strip() for column in columns[1:]}
     for column, cell in cells.items():
-        if cell not in ("0", "1", ""):
-            raise InputError(f"{where}, column {column!r}: {cell[:20]!r}, expected 0 or 1")
-    return [column for column, cell in cells.items() if cell == "1"]
+        if cell.strip() not in ("0", "1", ""):
+            raise InputError(f"{where}, column {column!r}: {cell.strip()[:20]!r}, expected 0 or 1")
+    return [column for column, cell in cells.items() if cell.strip() == "1"]
 
 
 def _from_folders(source: pathlib.Path) -> dict[pathlib.Path, set[str]]:

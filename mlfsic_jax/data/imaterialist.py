@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import pathlib
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import listing
+from mlfsic_jax.data.text import csv_rows
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import photo_path, read_json, reason, shown
+from mlfsic_jax.system.untrusted import photo_path, read_json, reported, shown
 
 LABEL_NAMES = (
     "shirt, blouse", "top, t-shirt, sweatshirt", "sweater", "cardigan", "jacket", "vest", "pants", "shorts", "skirt",
@@ -43,27 +43,20 @@ def scan(source: pathlib.Path) -> prepared.Source:
 def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path) -> prepared.Contents:
     names = _category_names(descriptions)
     labels: dict[str, set[str]] = {}
-    try:
-        with open(table, newline="", encoding="utf-8") as file:
-            csv.field_size_limit(_MAX_FIELD)  # of the whole process; others may have lowered it
-            reader = csv.DictReader(file, strict=True)
-            if not {"ImageId", "ClassId"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{table} needs the columns ImageId and ClassId, it has {shown(reader.fieldnames)}")
-            for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise InputError(f"{where}: expected {len(reader.fieldnames)} fields, as the first line has")
-                category = row["ClassId"].split("_")[0]  # "6_12_3": category 6 with attributes 12 and 3
-                if category not in names:
-                    raise InputError(
-                        f"{where}: ClassId {shown(row['ClassId'])} is no category of {descriptions.name}; "
-                        "get the file again"
-                    )
-                if photo_path(row["ImageId"], where, photos).name != row["ImageId"]:
-                    raise InputError(f"{where}: {shown(row['ImageId'])} is not a photo's file name")
-                labels.setdefault(row["ImageId"], set()).add(names[category])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read ({reason(error)}): get it again") from error
+    rows = csv_rows(table, "get it again", _MAX_FIELD)
+    _, columns = next(rows)
+    if not {"ImageId", "ClassId"} <= set(columns):
+        raise InputError(f"{table} needs the columns ImageId and ClassId, it has {shown(columns)}")
+    image_column, class_column = columns.index("ImageId"), columns.index("ClassId")
+    for where, row in rows:
+        image, segment_class = row[image_column], row[class_column]
+        category = segment_class.split("_")[0]  # "6_12_3": category 6 with attributes 12 and 3
+        if category not in names:
+            absent = f"ClassId {shown(segment_class)} is no category of {descriptions.name}"
+            raise InputError(f"{where}: {absent}; get the file again")
+        if photo_path(image, where, photos).name != image:
+            raise InputError(f"{where}: {shown(image)} is not a photo's file name")
+        labels.setdefault(image, set()).add(names[category])
     examples = []
     for image, found in labels.items():
         photo = photos / image if pathlib.PurePath(image).suffix else photos / f"{image}.jpg"
@@ -75,13 +68,10 @@ def _read(table: pathlib.Path, descriptions: pathlib.Path, photos: pathlib.Path)
 
 def _category_names(path: pathlib.Path) -> dict[str, str]:
     """Category id, as train.csv writes it -> name."""
-    try:
+    what = f"{path} has no readable list of categories"
+    with reported(what, "get it again", (OSError, ValueError, KeyError, TypeError, OverflowError)):
         names = {str(int(c["id"])): str(c["name"]) for c in read_json(path)["categories"]}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} has no readable list of categories ({reason(error)}): get it again") from error
     if set(names.values()) != set(LABEL_NAMES):
         differ = sorted(set(names.values()) ^ set(LABEL_NAMES))
-        raise InputError(
-            f"{path} does not hold iMaterialist 2019's 46 categories, see {shown(differ[0])}: get it again"
-        )
+        raise InputError(f"{path} has not iMaterialist 2019's 46 categories, see {shown(differ[0])}: get it again")
     return names

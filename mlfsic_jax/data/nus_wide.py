@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlfsic_jax.data import prepared
+from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import photo_path, reason
+from mlfsic_jax.system.untrusted import photo_path
 
 LABEL_NAMES = (
     "airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat",
@@ -68,7 +69,7 @@ def _photos_under(folder: pathlib.Path) -> dict[str, int]:
 def _read(
     folder: pathlib.Path, image_list: pathlib.Path, truth: Sequence[pathlib.Path], found: dict[str, int]
 ) -> prepared.Contents:
-    listed = _lines(image_list)
+    listed = [line.strip() for _, line in text_lines(image_list)]
     labels = np.stack([_column(path, len(listed)) for path in truth], axis=1)  # bool [I, 81]
     examples, skipped = [], 0
     for number, (line, row) in enumerate(zip(listed, labels, strict=True), 1):
@@ -85,15 +86,8 @@ def _read(
     return prepared.Contents(LABEL_NAMES, sorted(examples), notes)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): get it again") from error
-
-
 def _column(path: pathlib.Path, n_images: int) -> np.ndarray:
-    lines = _lines(path)
+    lines = [line.strip() for _, line in text_lines(path)]
     if len(lines) != n_images:
         raise InputError(f"{path} has {len(lines)} lines, but Imagelist.txt has {n_images}: get both again")
     wrong = [number for number, line in enumerate(lines, 1) if line not in ("0", "1")]

@@ -27,7 +27,7 @@ from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, lock, sha256
 from mlfsic_jax.system.progress import track
-from mlfsic_jax.system.untrusted import expand, reason, shown
+from mlfsic_jax.system.untrusted import expand, reported, shown
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
 _TABLE_FILE = "table.npz"
@@ -40,18 +40,17 @@ class Example(NamedTuple):
     """One photo of a source folder."""
 
     name: str  # unique in the dataset
-    photo: pathlib.Path  # its file
-    labels: Sequence[str]  # names of its labels
-    # names of labels that do not count in the choice of images, see ``splits.split_images``.
-    ignored: Sequence[str] = ()
+    photo: pathlib.Path
+    labels: Sequence[str]
+    ignored: Sequence[str] = ()  # labels that do not count in the choice of images (``splits.split_images``)
 
 
 class Contents(NamedTuple):
-    """The label names of a source folder, its examples in the order of their names, and notes for the data card."""
+    """What a source folder holds."""
 
     label_names: Sequence[str]
-    examples: Sequence[Example]
-    notes: Sequence[str] = ()
+    examples: Sequence[Example]  # in the order of their names
+    notes: Sequence[str] = ()  # lines for the data card
 
 
 class Source(NamedTuple):
@@ -69,11 +68,11 @@ class Copy(NamedTuple):
     label_names: np.ndarray  # str [C]
     labels: np.ndarray  # bool [I, C]
     ignored: np.ndarray  # bool [I, C]
-    records: np.ndarray  # int64 [I, 2], the part that holds a photo, and the place there
+    records: np.ndarray  # int64 [I, 2], part and place of a photo
     unreadable: np.ndarray  # str [I], why a photo cannot be read, or ""
     notes: np.ndarray  # str [N], lines for the data card
     digest: str  # of the source
-    path: pathlib.Path  # its folder
+    path: pathlib.Path
 
 
 def open_or_prepare(
@@ -85,12 +84,8 @@ def open_or_prepare(
 ) -> Copy:
     """The prepared copy of a source folder, made or finished if needed.
 
-    Args:
-      name: of the dataset, e.g. ``"voc"``.
-      source: the dataset's folder. If it is missing and ``prepared_dir`` holds exactly one prepared copy, that is used.
-      prepared_dir: folder of prepared copies. A source whose photos or annotations changed gets a new one.
-      scan: lists a source folder.
-      layout: how to get and arrange the source, for error messages.
+    Without a source, the one copy in ``prepared_dir`` is used. A source whose photos or annotations changed gets a new
+    copy. ``scan`` lists a source folder; ``layout`` tells in error messages how to get and arrange it.
 
     Raises:
       InputError: the source is missing, incomplete or malformed, or the prepared copy is damaged.
@@ -99,30 +94,29 @@ def open_or_prepare(
         raise InputError(f"prepared_dir is empty: give a folder for a copy of the photos of {name}")
     root = expand(prepared_dir) / f"{name}_photos"
     path = expand(source) if source else None
-    if path is not None and path.exists():
-        scanned = scan(path)
-        copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
-        if not (copy / _TABLE_FILE).is_file():
-            contents = scanned.read()
-            try:
-                with lock(root / ".lock", f"another process that prepares {name} in {root}"):
-                    if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
-                        _prepare(name, contents, scanned.digest, copy)
-            except OSError as error:
-                raise InputError(f"the prepared copy of {name} cannot be made under {root}: {error}") from error
-        return _read_table(copy)
-    copy = _only_copy(name, path, root, layout)
-    note = f"The source folder {path or '(none given)'} is absent: using the prepared copy {copy}."
-    print(note, file=sys.stderr, flush=True)
-    table = _read_table(copy)
-    return table._replace(notes=np.array([*table.notes, note]))
+    if path is None or not path.exists():
+        copy = _only_copy(name, path, root, layout)
+        note = f"The source folder {path or '(none given)'} is absent: using the prepared copy {copy}."
+        print(note, file=sys.stderr, flush=True)
+        table = _read_table(copy)
+        return table._replace(notes=np.array([*table.notes, note]))
+    scanned = scan(path)
+    copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
+    if not (copy / _TABLE_FILE).is_file():
+        contents = scanned.read()
+        try:
+            with lock(root / ".lock", f"another process that prepares {name} in {root}"):
+                if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
+                    _prepare(name, contents, scanned.digest, copy)
+        except OSError as error:
+            raise InputError(f"the prepared copy of {name} cannot be made under {root}: {error}") from error
+    return _read_table(copy)
 
 
 def is_available(name: str, source: str | os.PathLike[str] | None, prepared_dir: str | os.PathLike[str]) -> bool:
     """Whether ``open_or_prepare`` has something to start from: the source folder or a prepared copy."""
-    if source and expand(source).exists():
-        return True
-    return any((expand(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+    copies = (expand(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}")
+    return bool(source and expand(source).exists()) or any(copies)
 
 
 def digest(parts: Sequence[Any]) -> str:
@@ -164,14 +158,12 @@ def photos(copy: Copy) -> Callable[[int], np.ndarray]:
     def load_image(i: int) -> np.ndarray:
         name = str(copy.names[i])
         part, place = copy.records[i].tolist()
-        try:
+        with _damaged(copy.path):
             with opening:  # two threads silencing TFDS at once would leave the program silent
                 opened = records(part)
             record = opened[place]
             if record["filename"].decode() != name:
                 raise ValueError(f"found {record['filename']!r} in the place of {name}")
-        except Exception as error:  # array_record and protobuf raise their own errors for damaged files
-            raise _damaged(copy.path, error) from error
         return decode_photo(record["image"], name)
 
     return load_image
@@ -320,31 +312,27 @@ def _silent_tfds() -> Iterator[None]:
 
 def _only_copy(name: str, source: pathlib.Path | None, root: pathlib.Path, layout: str) -> pathlib.Path:
     copies = sorted(table.parent for table in root.glob(f"*/{_VERSION}/{_TABLE_FILE}"))
+    if len(copies) == 1:
+        return copies[0]
     missing = f"source {source} does not exist" if source else "no source folder is given"
     if not copies:
         raise InputError(f"{missing}, and {root} holds no prepared copy of {name}. {layout}")
-    if len(copies) > 1:
-        listing = ", ".join(str(copy) for copy in copies)
-        raise InputError(f"{missing}, and there are several prepared copies: {listing}. Give the source, or keep one")
-    return copies[0]
+    listing = ", ".join(map(str, copies))
+    raise InputError(f"{missing}, and there are several prepared copies: {listing}. Give the source, or keep one")
 
 
-def _damaged(copy: pathlib.Path, error: Exception) -> InputError:
-    why = reason(error)
-    return InputError(f"the prepared copy {copy} is damaged ({why}): delete that folder, and it is prepared anew")
+def _damaged(copy: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Reports any error: array_record, protobuf, zipfile, zlib and NumPy all raise their own for damaged files."""
+    return reported(f"the prepared copy {copy} is damaged", "delete that folder, and it is prepared anew")
 
 
 def _read_table(copy: pathlib.Path) -> Copy:
-    fields = [field for field in Copy._fields if field != "path"]
-    try:
-        with open(copy / _TABLE_FILE, "rb") as file, np.load(file) as archive:
-            table = Copy(**{field: archive[field] for field in fields}, path=copy)
+    with _damaged(copy), open(copy / _TABLE_FILE, "rb") as file, np.load(file) as archive:
+        table = Copy(**{field: archive[field] for field in Copy._fields if field != "path"}, path=copy)
         shape, kinds = (len(table.names), len(table.label_names)), [array.dtype.kind for array in table[:-1]]
         shapes = [(shape[0],), (shape[1],), shape, shape, (shape[0], 2), (shape[0],), (len(table.notes),), ()]
         if [array.shape for array in table[:-1]] != shapes or kinds != list("UUbbiUUU"):
             raise ValueError("its table does not fit together")
-    except Exception as error:  # a damaged archive raises zipfile's, zlib's and NumPy's errors
-        raise _damaged(copy, error) from error
     return table._replace(digest=str(table.digest))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlfsic_jax.data.dataset import SPLITS, Split
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import expand, label_name, read_json, reason
+from mlfsic_jax.system.untrusted import expand, label_name, read_json, reported
 
 POLICIES = ("exclusive", "leakfree")
 _AUTO_DRAWS = 200
@@ -19,10 +19,7 @@ _MOST_LISTED = 20  # labels in a message
 
 
 def label_split(name: str) -> dict[str, tuple[str, ...]]:
-    """The published label split of a benchmark, from ``label_splits.json``, which also gives its source.
-
-    Args:
-      name: the benchmark, e.g. ``"voc"``.
+    """The published label split of a benchmark such as "voc"; ``label_splits.json`` also gives its source.
 
     Returns:
       ``{"train": names, "validation": names, "novel": names}`` in the dataset's spelling.
@@ -30,8 +27,9 @@ def label_split(name: str) -> dict[str, tuple[str, ...]]:
     Raises:
       InputError: no such benchmark.
     """
-    text = importlib.resources.files("mlfsic_jax.data").joinpath("label_splits.json").read_text(encoding="utf-8")
-    benchmarks = json.loads(text)
+    benchmarks = json.loads(
+        importlib.resources.files("mlfsic_jax.data").joinpath("label_splits.json").read_text("utf-8")
+    )
     if name not in benchmarks:
         raise InputError(f"no label split is known for {name!r}: use one of {', '.join(sorted(benchmarks))}")
     return {split: tuple(benchmarks[name][split]) for split in SPLITS}
@@ -43,18 +41,15 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
     Raises:
       InputError: the file cannot be read, or names a label twice or one that is not in ``label_names``.
     """
-    try:
+    where = f'{os.fspath(path)} must be JSON with the lists "train", "validation" and "novel"'
+    with (
+        reported(f"config.data.split = {os.fspath(path)!r} cannot be read", "check the path", OSError),
+        reported(where, "correct it", (ValueError, KeyError, TypeError)),
+    ):
         content = read_json(expand(path))
         if not all(isinstance(content[name], list) for name in SPLITS):
             raise TypeError("one of them is no list")
         split = {name: tuple(label_name(label, os.fspath(path)) for label in content[name]) for name in SPLITS}
-    except OSError as error:
-        raise InputError(f"config.data.split = {os.fspath(path)!r} cannot be read: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f'{path} must be JSON with the lists "train", "validation" and "novel" ({why})') from error
     seen: set[str] = set()
     for name in SPLITS:
         if not split[name]:
@@ -72,16 +67,10 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
 def auto_split(
     label_names: Sequence[str], labels: np.ndarray, policy: str, seed: int = 0
 ) -> dict[str, tuple[str, ...]]:
-    """Splits labels at random: half train, a quarter each validation and novel (at least one each).
+    """Splits C labels at random: half train, a quarter each validation and novel (at least one each).
 
     A label of most photos can empty the other splits, so the best of 200 random splits is taken: the one whose rarest
-    label keeps most images.
-
-    Args:
-      label_names: C names.
-      labels: bool [I, C].
-      policy: image policy, see ``split_images``.
-      seed: for the draws.
+    label keeps most images. ``labels`` and ``policy`` are as in ``split_images``.
 
     Raises:
       InputError: fewer than three labels.
@@ -113,13 +102,8 @@ def laso_split(labels: np.ndarray, label_columns: Mapping[str, np.ndarray], in_t
     images with a novel label; their queries are all images of val2014 with one. LaSO has no validation labels: ours are
     12 of the seen labels, on val2014's images without a novel label.
 
-    Args:
-      labels: bool [I, C].
-      label_columns: the 52/12/16 split, whose train and validation labels together are the 64.
-      in_training_set: bool [I], whether an image is from train2014.
-
-    Returns:
-      As ``split_images``; the novel ``Split`` has ``support``.
+    Takes bool [I, C], the 52/12/16 split, and bool [I]: whether an image is from train2014. Returns splits as
+    ``split_images``; the novel one has ``support``.
     """
     seen = np.concatenate([label_columns["train"], label_columns["validation"]])
     has_novel = labels[:, label_columns["novel"]].any(axis=1)
@@ -129,9 +113,7 @@ def laso_split(labels: np.ndarray, label_columns: Mapping[str, np.ndarray], in_t
         "novel": has_novel,
     }
     columns = {"train": seen, "validation": label_columns["validation"], "novel": label_columns["novel"]}
-    splits = {
-        name: Split(columns[name].astype(np.int32), np.flatnonzero(images[name]).astype(np.int32)) for name in SPLITS
-    }
+    splits = _splits(columns, images)
     splits["novel"] = splits["novel"]._replace(support=in_training_set[splits["novel"].images])
     return splits
 
@@ -155,8 +137,7 @@ def split_images(
       labels: bool [I, C].
       label_columns: ``{split: int [C_split]}``, disjoint columns of ``labels``; the columns keep this order.
       policy: ``"exclusive"`` or ``"leakfree"``.
-      ignored: bool [I, C] or None; true where a label does not count, as for VOC's difficult objects: it neither brings
-        the image into a split nor keeps it out of one.
+      ignored: bool [I, C] or None; true where a label does not count, as for VOC's difficult objects.
 
     Returns:
       ``{"train": Split, "validation": Split, "novel": Split}``, images in ascending order. No image is in two splits.
@@ -188,4 +169,11 @@ def split_images(
             "validation": has["validation"] & ~has["novel"],
             "novel": has["novel"],
         }
-    return {split: Split(columns[split], np.flatnonzero(member[split]).astype(np.int32)) for split in SPLITS}
+    return _splits(columns, member)
+
+
+def _splits(columns: Mapping[str, np.ndarray], member: Mapping[str, np.ndarray]) -> dict[str, Split]:
+    """Splits from label columns int [C_split] and bool [I], whether an image belongs to them."""
+    return {
+        name: Split(columns[name].astype(np.int32), np.flatnonzero(member[name]).astype(np.int32)) for name in SPLITS
+    }

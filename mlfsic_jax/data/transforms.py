@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pathlib
 import stat
 from typing import Any
 
@@ -33,17 +34,10 @@ _TRANSPOSE_FOR_ORIENTATION = {
 
 
 def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
-    """Decodes any photo that Pillow reads, as a viewer shows it.
+    """Decodes any photo that Pillow reads, as a viewer shows it: uint8 [H, W, 3], RGB.
 
     Applies the EXIF orientation, puts transparent pixels on white, keeps the upper 8 bits of 16-bit grey, and takes the
-    first frame of an animation.
-
-    Args:
-      bytes_or_path: the contents of an image file, or its path.
-      name: the photo's name in error messages.
-
-    Returns:
-      uint8 [H, W, 3], RGB.
+    first frame of an animation. ``name`` is the photo's name in error messages.
 
     Raises:
       InputError: the photo is missing, corrupt, truncated, of an unknown kind, or has more than 89 million pixels.
@@ -57,7 +51,9 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            return np.asarray(_upright(_to_rgb(image), _orientation(image)))
+            transpose = _TRANSPOSE_FOR_ORIENTATION.get(_orientation(image))
+            rgb = _to_rgb(image)
+            return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out") from error
     except UnidentifiedImageError as error:
@@ -74,8 +70,7 @@ def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:
             raise InputError(f"photo {name} cannot be read from {where}: it is no file")
         if status.st_size > MAX_BYTES:
             raise InputError(f"photo {name} has more than {MAX_BYTES:,} bytes: shrink it or leave it out")
-        with open(path, "rb") as file:
-            return file.read()
+        return pathlib.Path(path).read_bytes()
     except InputError:
         raise
     except OSError as error:
@@ -89,11 +84,6 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
     except Exception:  # a photo with a damaged EXIF block is still a photo
         return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    transpose = _TRANSPOSE_FOR_ORIENTATION.get(orientation)
-    return image if transpose is None else image.transpose(transpose)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -118,15 +108,9 @@ def resize(photo: np.ndarray, size: int) -> np.ndarray:
 
 
 def normalise(images: Any, mean: Any, std: Any) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation of each colour.
+    """Subtracts the mean f32 [3] and divides by the standard deviation f32 [3] of each colour: f32 [B, H, W, 3].
 
-    Args:
-      images: uint8 [B, H, W, 3], or f32 [B, H, W, 3] in 0..1 (what ``augment`` returns).
-      mean: f32 [3], of colours in 0..1.
-      std: f32 [3], of colours in 0..1.
-
-    Returns:
-      f32 [B, H, W, 3].
+    ``images`` are uint8 [B, H, W, 3] or f32 in 0..1, as from ``augment``.
     """
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
@@ -135,17 +119,10 @@ def normalise(images: Any, mean: Any, std: Any) -> jax.Array:
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Random translation, contrast and horizontal flip, drawn per image.
+    """Random translation, contrast and horizontal flip, drawn per image: f32 [B, H, W, 3] in 0..1 -> the same.
 
     The translation is a whole number of pixels, up to 3 % of the side each way, and repeats the edge. The contrast
     factor about each colour's mean is uniform in 0.75..1.25; the result is clipped to 0..1.
-
-    Args:
-      key: a PRNG key.
-      images: f32 [B, H, W, 3] in 0..1.
-
-    Returns:
-      f32 [B, H, W, 3] in 0..1.
     """
     return jax.vmap(_transform)(images, *_draw(key, *images.shape[:3]))
 

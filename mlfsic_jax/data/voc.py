@@ -8,9 +8,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from mlfsic_jax.data import prepared
+from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.progress import track
-from mlfsic_jax.system.untrusted import reason, shown
+from mlfsic_jax.system.untrusted import reported, shown
 
 LABEL_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -45,18 +46,15 @@ def scan(source: pathlib.Path) -> prepared.Source:
         folder = source / f"VOC{year}"
         for stem in _listed_images(folder, IMAGE_SETS[year]):
             found[f"{year}/{stem}"] = (folder / "JPEGImages" / f"{stem}.jpg", folder / "Annotations" / f"{stem}.xml")
-    names = tuple(sorted(found))
-    photos = tuple(found[name][0] for name in names)
-    annotation_paths = tuple(found[name][1] for name in names)
+    names = sorted(found)
+    photos, annotation_paths = zip(*(found[name] for name in names), strict=True)
     for what, paths in (("photos", photos), ("annotations", annotation_paths)):
         if absent := prepared.missing(paths, source, f"{what} listed in ImageSets/Main"):
             raise InputError(f"{absent}. Finish the download, or take these images out of the lists")
-    try:
-        annotations = tuple(path.read_bytes() for path in annotation_paths)
-    except OSError as error:
-        raise InputError(f"annotation {error.filename} cannot be read: {error.strerror}") from error
+    with reported("an annotation cannot be read", "unpack it again", OSError):
+        annotations = [path.read_bytes() for path in annotation_paths]
     # The difficult flag can change without changing the size: annotations count by content, photos by size.
-    digest = prepared.digest([names, [prepared.size(photo) for photo in photos], *annotations])
+    digest = prepared.digest([tuple(names), [prepared.size(photo) for photo in photos], *annotations])
     return prepared.Source(digest, "_".join(years), lambda: _read(years, names, photos, annotations))
 
 
@@ -88,16 +86,11 @@ def _listed_images(folder: pathlib.Path, image_sets: Sequence[str]) -> list[str]
         )
     stems: list[str] = []
     for path in lists:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"image list {path} cannot be read ({reason(error)}): unpack it again") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in text_lines(path, "unpack the list again"):
             stem = line.strip()
-            if stem and not re.fullmatch(r"\w{1,200}", stem, re.ASCII):
+            if not re.fullmatch(r"\w{1,200}", stem, re.ASCII):
                 raise InputError(f"{path}, line {number}: {stem[:40]!r} is not an image name; unpack the list again")
-            if stem:
-                stems.append(stem)
+            stems.append(stem)
     if not stems:
         raise InputError(f"the image lists in {folder / 'ImageSets' / 'Main'} are empty: unpack them again")
     return stems
@@ -105,17 +98,15 @@ def _listed_images(folder: pathlib.Path, image_sets: Sequence[str]) -> list[str]
 
 def _labels_of(annotation: bytes, name: str) -> tuple[list[str], list[str]]:
     """The labels with an object that is not marked difficult, and those with difficult objects only."""
-    where = f"the annotation of {name}"
-    try:
+    where, official = f"the annotation of {name}", "replace it with the official file"
+    with reported(f"{where} is not valid XML", official, (UnicodeDecodeError, ElementTree.ParseError)):
         text = annotation.decode("utf-8-sig")
         # An annotation needs no DOCTYPE; with one, a few bytes can expand to gigabytes of entities.
         if "<!DOCTYPE" in text:
-            raise InputError(f"{where} has a DOCTYPE, which VOC's never have: replace it with the official file")
+            raise InputError(f"{where} has a DOCTYPE, which VOC's never have: {official}")
         root = ElementTree.fromstring(text)
-    except (UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise InputError(f"{where} is not valid XML ({reason(error)}): replace it with the official file") from error
     if root.tag != "annotation":
-        raise InputError(f"{where} is a {shown(root.tag)}, not an <annotation>: replace it with the official file")
+        raise InputError(f"{where} is a {shown(root.tag)}, not an <annotation>: {official}")
     easy, difficult = set(), set()
     for thing in root.findall("object"):
         label = (thing.findtext("name") or "").strip()

@@ -5,21 +5,20 @@ Text encoders make such archives: see ``encoders.py`` and ``python -m mlfsic_jax
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import os
 import pathlib
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from safetensors import safe_open
 
 from mlfsic_jax.data.encoders import ENCODERS
+from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import MAX_LINE, expand, read_npz, reason, shown
+from mlfsic_jax.system.untrusted import expand, read_npz, reported, shown
 
 _BETWEEN_WORDS = re.compile(r"[\s_,;/()]+")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -29,9 +28,9 @@ BENCHMARKS = ("voc", "coco", "nus_wide", "imaterialist")
 class EmbeddingSpec(NamedTuple):
     """A word embedding that a config can name."""
 
-    filename: str  # its file in the data folder; ``{dataset}`` stands for the dataset's name
-    dimension: int | None  # length of the vectors; None if it depends on a model
-    source: str  # address of the file; "" if ``python -m mlfsic_jax.label_embeddings`` makes it.
+    filename: str  # in the data folder; ``{dataset}`` stands for the dataset's name
+    dimension: int | None  # None if it depends on a model
+    source: str  # address of the file; "" if ``python -m mlfsic_jax.label_embeddings`` makes it
     licence: str  # of the vectors, or of the published model
 
 
@@ -64,12 +63,7 @@ EMBEDDINGS = {
 
 
 def default_path(embedding: str, dataset_name: str, folder: str | os.PathLike[str] = "data") -> pathlib.Path:
-    """The file of an embedding that a config uses by default; it need not exist.
-
-    Args:
-      embedding: a name of ``EMBEDDINGS``.
-      dataset_name: e.g. ``"voc"``; files of text encoders belong to one dataset's labels.
-      folder: where data files are kept.
+    """The file, which need not exist, of an embedding; those of text encoders belong to one dataset's labels.
 
     Raises:
       InputError: no such embedding.
@@ -80,7 +74,7 @@ def default_path(embedding: str, dataset_name: str, folder: str | os.PathLike[st
 
 
 def how_to_get(embedding: str, dataset_name: str, folder: str | os.PathLike[str] = "data") -> str:
-    """Says in one line how to get the file of ``default_path``, for error messages; arguments and errors as there."""
+    """Says in one line how to get the file of ``default_path``, for error messages."""
     path, source = default_path(embedding, dataset_name, folder), EMBEDDINGS[embedding].source
     if embedding.startswith("glove"):
         to = "" if str(folder) == "data" else f" --data_dir={folder}"
@@ -104,13 +98,12 @@ def load_word_vectors(
 
     A label takes its phrase's own entry if there is one (``dining_table``, ``diningtable``, ``dining-table``, ``dining
     table``, or the label's name), else the mean of the vectors of its words. Each entry is tried as written, then in
-    lower case.
+    lower case. The first of repeated entries counts.
 
     Args:
-      path: a UTF-8 text file with lines ``word v1 ... vd`` (GloVe; a first line ``count d`` of word2vec and fastText is
-        skipped) or word2vec's binary ``.bin`` (read whole by gensim: GoogleNews needs 4 GB of memory), either with a
-        further ``.gz``; or a ``.npz`` or ``.safetensors`` file with one vector [d] per word or phrase. The
-        first of repeated entries counts. A word may contain spaces: the vector is the last d fields.
+      path: UTF-8 text with lines ``word v1 ... vd`` (GloVe; a first line ``count d`` as in fastText's files is skipped;
+        a word may contain spaces), or word2vec's ``.bin`` (read whole by gensim: GoogleNews takes 4 GB of memory),
+        either with a further ``.gz``; or ``.npz`` or ``.safetensors`` with one vector [d] per word or phrase.
       label_names: C names as the dataset spells them, e.g. ``"diningtable"``.
       display_names: C names as people write them, e.g. ``"dining table"``.
 
@@ -131,10 +124,7 @@ def load_word_vectors(
             f"word vector file {path} does not exist: give one such as glove.6B.300d.txt, "
             "which python -m mlfsic_jax.fetch glove downloads"
         )
-    readers: dict[str, Callable[[pathlib.Path, set[str]], dict[str, np.ndarray]]] = {
-        ".npz": _read_npz, ".safetensors": _read_safetensors, ".bin": _read_word2vec, ".zip": _refuse_zip,
-    }  # fmt: skip
-    entries = readers.get(pathlib.Path(path.name.removesuffix(".gz")).suffix, _read_text)(path, needed)
+    entries = _read(path, needed)
 
     def look_up(entry: str) -> np.ndarray | None:
         return entries.get(entry, entries.get(entry.lower()))
@@ -167,11 +157,48 @@ def _words(display: str) -> list[str]:
     return [word for word in _BETWEEN_WORDS.split(display) if word]
 
 
+def _read(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
+    """The needed entries of a file of any kind."""
+    kind = pathlib.Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".zip":
+        raise InputError(f"{path} is a zip archive: unpack it and give the text file inside")
+    if kind not in (".npz", ".safetensors", ".bin"):
+        return _read_text(path, needed)
+    hint = "get it again; fastText's .bin files have another format, take its .vec ones"
+    with reported(f"{path} is not a readable {kind} file", hint if kind == ".bin" else "make it again"):
+        if kind == ".npz":
+            entries = dict(read_npz(path, needed))
+        elif kind == ".bin":
+            entries = _read_word2vec(path, needed)
+        else:
+            with safe_open(path, framework="numpy") as archive:
+                entries = {name: archive.get_tensor(name) for name in needed.intersection(archive.keys())}
+    shape = next(iter(entries.values())).shape if entries else ()
+    for name, vector in entries.items():
+        if vector.ndim != 1 or vector.shape != shape or vector.dtype.kind != "f" or not np.isfinite(vector).all():
+            raise InputError(
+                f"{path}: entry {name!r} is {vector.dtype} {list(vector.shape)}; expected one vector of finite numbers "
+                "per name, all of one length"
+            )
+    return entries
+
+
+def _read_word2vec(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
+    try:
+        from gensim.models import KeyedVectors
+    except ImportError as error:
+        raise InputError(
+            f'{path} is a binary word2vec file, for which gensim is missing: pip install "mlfsic_jax[word2vec]"'
+        ) from error
+    vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, unicode_errors="replace")
+    return {word: vectors[word] for word in needed if word in vectors.key_to_index}
+
+
 def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     first_fields = {entry.split(" ", 1)[0] for entry in needed}
     entries: dict[str, np.ndarray] = {}
     dimension = 0
-    for number, line in text_lines(path):
+    for number, line in text_lines(path, "convert binary word vectors to text, and get a damaged file again"):
         n_spaces = line.count(" ")
         if dimension == 0:
             if re.fullmatch(r"\d+ \d+", line, re.ASCII) and number == 1:
@@ -205,87 +232,8 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     return entries
 
 
-def text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Yields (number, line) of the lines that are not blank. GloVe's words may contain other white space."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
-                if len(raw) > MAX_LINE:
-                    raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: it is no word's vector")
-                line = raw.decode("utf-8").rstrip(" \t\r\n")
-                if line:
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number}: not UTF-8 text ({error.reason}); binary word vectors must be converted to text"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read after line {number}: {reason(error)}") from error
-
-
-def _open(path: pathlib.Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-
-
-def _refuse_zip(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    raise InputError(f"{path} is a zip archive: unpack it and give the text file inside")
-
-
-def _read_word2vec(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    try:
-        from gensim.models import KeyedVectors
-    except ImportError as error:
-        raise InputError(
-            f'{path} is a binary word2vec file, for which gensim is missing: pip install "mlfsic_jax[word2vec]"'
-        ) from error
-    with _readable(path, "word2vec .bin", " (of fastText's files take the .vec one)"):
-        vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, unicode_errors="replace")
-    return _checked(path, {word: vectors[word] for word in needed if word in vectors.key_to_index})
-
-
-def _read_npz(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    with _readable(path, ".npz"):
-        entries = dict(read_npz(path, needed))
-    return _checked(path, entries)
-
-
-def _read_safetensors(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    from safetensors import safe_open
-
-    with _readable(path, ".safetensors"), safe_open(path, framework="numpy") as archive:
-        entries = {name: archive.get_tensor(name) for name in needed.intersection(archive.keys())}
-    return _checked(path, entries)
-
-
-@contextlib.contextmanager
-def _readable(path: pathlib.Path, kind: str, hint: str = "") -> Iterator[None]:
-    """Reports the errors that damaged files raise in NumPy, zipfile, zlib, gzip, gensim and safetensors in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} is not a readable {kind} file: {reason(error)}{hint}") from error
-
-
-def _checked(path: pathlib.Path, entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    shape = next(iter(entries.values())).shape if entries else ()
-    for name, vector in entries.items():
-        if vector.ndim != 1 or vector.shape != shape or vector.dtype.kind != "f" or not np.isfinite(vector).all():
-            raise InputError(
-                f"{path}: entry {name!r} is {vector.dtype} {list(vector.shape)}; expected one vector of finite numbers "
-                "per name, all of one length"
-            )
-    return entries
-
-
 def write_vectors(path: str | os.PathLike[str], names: Sequence[str], vectors: np.ndarray) -> None:
-    """Writes C names and their float [C, d] vectors as an ``.npz`` file for ``load_word_vectors``.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
+    """Writes float [C, d] vectors of C names as ``.npz`` for ``load_word_vectors``; InputError if that fails."""
     path = expand(path)
     try:
         with zipfile.ZipFile(path, "w") as archive:  # not np.savez, which takes names as keywords of its own

@@ -1,1 +1,1 @@
-"""What every command stands on: errors, signals, progress, files, devices."""
+"""Errors, commands and signals, progress, files, untrusted input, devices."""

@@ -1,4 +1,4 @@
-"""What all commands share: mistakes and interruptions end in one line and a non-zero exit, never in a traceback."""
+"""Mistakes and interruptions end a command with one line and a non-zero status, never with a traceback."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags as ``--name=value``; a wrong one is told in one line."""
+    """A parser of flags ``--name=value`` that reports a wrong flag in one line."""
 
     def __init__(self, module: str, description: str):
-        """For ``python -m module``; ``--help`` prints the description as it is written."""
-        as_written = argparse.RawDescriptionHelpFormatter
+        """``module`` is the one that ``python -m`` runs; ``--help`` prints the description unwrapped."""
+        unwrapped = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            prog=f"python -m {module}", description=description, formatter_class=as_written, allow_abbrev=False
+            prog=f"python -m {module}", description=description, formatter_class=unwrapped, allow_abbrev=False
         )
 
     def error(self, message: str) -> NoReturn:
@@ -33,13 +33,13 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def cli_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[None]:
-    """Ends the program with one line after a user's mistake, a disk that fails, SIGINT or SIGTERM.
+    """Ends the program with one line after a user's mistake, a disk error, SIGINT or SIGTERM.
 
-    The exit status is 1, or 128 and the signal's number: 130 after SIGINT, 143 after SIGTERM.
+    The exit status is 1, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM.
 
     Args:
-      interrupted: what a user may want to know after an interruption.
-      signals: those of the two that nobody else has taken, as JAX takes SIGTERM on several hosts.
+      interrupted: what to tell the user after an interruption.
+      signals: which of the two to handle; on several hosts JAX handles SIGTERM itself.
     """
     with _handled(_interrupt, signals):
         try:
@@ -56,13 +56,15 @@ def cli_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[N
 
 @contextlib.contextmanager
 def defer_signals(note: str) -> Iterator[Callable[[], bool]]:
-    """Within it SIGINT and SIGTERM wait until they suit: what it yields says whether one has come.
+    """Defers SIGINT and SIGTERM to the end of the block; a second signal interrupts it at once.
 
-    A second one interrupts at once. One that was held back takes place at the end. Outside of the main thread, where
-    signals cannot be handled, nothing is held back.
+    Only the main thread can handle signals: in other threads nothing is deferred.
 
     Args:
-      note: is printed when a signal comes.
+      note: printed when a signal arrives.
+
+    Yields:
+      A function that tells whether a signal has arrived.
 
     Raises:
       KeyboardInterrupt: with the signal's number.
@@ -73,7 +75,7 @@ def defer_signals(note: str) -> Iterator[Callable[[], bool]]:
         if received:
             raise KeyboardInterrupt(number)
         received.append(number)
-        os.write(2, f"\n{note}\n".encode())  # not print, in whose middle the signal may have come
+        os.write(2, f"\n{note}\n".encode())  # print is not reentrant
 
     with _handled(hold, SIGNALS):
         try:
@@ -91,7 +93,7 @@ def _interrupt(number: int, _: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], signals: Sequence[int]) -> Iterator[None]:
-    """Signals go to ``handler``, but for those that are ignored; in other threads than the main one none does."""
+    """Sends signals to ``handler``, except ignored ones; does nothing outside of the main thread."""
     in_main = threading.current_thread() is threading.main_thread()
     ours = [number for number in signals if in_main and signal.getsignal(number) is not signal.SIG_IGN]
     before = [(number, signal.signal(number, handler)) for number in ours]

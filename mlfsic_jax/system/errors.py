@@ -1,8 +1,8 @@
-"""The one exception that a command turns into a single line instead of a traceback."""
+"""The exception that a command prints as one line, without a traceback."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: a file, a config field, a label.
+    """A mistake in the user's input: a file, a config field, a label.
 
-    The message is one clear line that names the thing and says what to do.
+    The message is one line that names the file, field or label and says what to do.
     """

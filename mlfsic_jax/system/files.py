@@ -1,4 +1,4 @@
-"""Writing files so that neither a crash nor a second process leaves half of one, and none is read that has rotted."""
+"""Files that are written whole or not at all, locks, and arrays with a checksum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,21 +18,44 @@ import numpy as np
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import reason
 
-_METADATA = "json"  # the field of a .safetensors file that holds it, with the checksum
+_METADATA = "json"  # the one metadata field of a .safetensors file; several would come in no fixed order
 _AGAIN = "copy it again, or run again the command that wrote it"
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterator[None]:
-    """Lets in one process at a time; the lock goes with the process, however that ends.
+def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Replaces a file by the one written in the block, or leaves it as it is when the block raises.
 
-    Args:
-      path: the lock file, made if it is not there.
-      waiting_for: what a process that has to wait says.
-      refusal: why a process does not wait, if it should not.
+    Yields:
+      A new path beside ``path``, to write to. The file there is removed on failure.
 
     Raises:
-      InputError: ``refusal``, and which process is in.
+      OSError: naming ``path``, when the disk fails.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # not path.part: that may be the user's own file
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterator[None]:
+    """Lets one process at a time into the block. The lock ends with its process, however that ends.
+
+    Args:
+      path: the lock file; created, with its folder, when missing.
+      waiting_for: completes the line "waiting for ..." that a second process prints.
+      refusal: given, a second process raises this message instead of waiting.
+
+    Raises:
+      InputError: ``refusal``, with the process that holds the lock.
     """
     import fcntl  # array_record has no Windows build, so neither has this package
 
@@ -58,24 +82,22 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def write_json(path: pathlib.Path, value) -> None:
-    """Writes beside, then renames: a reader never sees half a file."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)
+    """Writes a value as JSON, atomically."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(value, indent=1))
 
 
 def write_tree(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
-    """Nested dicts of arrays as a .safetensors file with keys such as ``params/joint/a_text/kernel``."""
+    """Writes nested dicts of arrays as ``write_arrays`` does, under keys such as ``params/joint/a_text/kernel``."""
     from flax import traverse_util
 
     write_arrays(path, traverse_util.flatten_dict(dict(tree), sep="/"))
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """A .safetensors file with a checksum inside, written beside and renamed: a reader never sees half of it."""
-    part = path.with_suffix(".part")
-    part.write_bytes(_packed(arrays, metadata or {}))  # not save_file, whose files only their owner may read
-    os.replace(part, path)
+    """Writes a .safetensors file with a checksum in its metadata, atomically."""
+    with atomic(path) as part:
+        part.write_bytes(_packed(arrays, metadata or {}))  # save_file would make it readable by its owner only
 
 
 def _packed(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
@@ -83,24 +105,23 @@ def _packed(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     noted = {**metadata, "sha256": _checksum(arrays, metadata)}
-    # One field: several would come in no order of their own.
     return save(arrays, {_METADATA: json.dumps(noted, sort_keys=True)})
 
 
 def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata of a file of ``write_arrays``.
+    """Reads the arrays and the metadata that ``write_arrays`` wrote.
 
     Raises:
-      InputError: it is missing, damaged, or no such file.
+      InputError: the file is missing, damaged, or was written by something else.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             noted = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         checksum = noted.pop("sha256", None)
-    except Exception as error:  # of safetensors, JSON, the disk, and of number types that NumPy lacks
+    except Exception as error:  # from safetensors, JSON, the disk, or a dtype that NumPy lacks
         raise InputError(f"{path} is missing, cut short or damaged ({reason(error)}): {_AGAIN}") from error
     if checksum != _checksum(arrays, noted):
         raise InputError(f"{path} is damaged (its checksum differs): {_AGAIN}")

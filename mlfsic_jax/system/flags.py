@@ -1,4 +1,4 @@
-"""Flags of the commands that take a config: ``--config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]``."""
+"""Flags of commands with a config: ``--config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ml_collections import ConfigDict, config_flags
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.command import cli_errors
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, see README")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept; short for --config.workdir")
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="a file in configs/, such as configs/demo.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; short for --config.workdir")
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Flags in; a mistake in one of them, or in a config file, ends in one line."""
+    """Parses the flags and reads the config; a mistake in either ends the program with one line."""
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            raise ValueError("--config is missing: give a file of configs/, e.g. --config=configs/demo.py")
-        _CONFIG.value.lock()  # a file that could not be read says so only now
+            raise ValueError("--config is missing: give a file in configs/, e.g. --config=configs/demo.py")
+        _CONFIG.value.lock()  # ml_collections reports an unreadable file only on access
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
     except (flags.Error, ValueError, OSError, KeyError, AttributeError, TypeError, SyntaxError) as error:
-        # ml_collections puts what matters last, behind quotes and a traceback of its own.
+        # ml_collections quotes a traceback of its own; its last line is the reason.
         last = str(error).replace("\\n", "\n").replace("\\'", "'").strip('"\n ').splitlines()[-1].strip()
         unknown = isinstance(error, (KeyError, AttributeError))
         sys.exit("error: no such config field: " + last.strip("\"'") if unknown else f"error: {last}")
@@ -36,10 +36,10 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def run_config(command: Callable[[ConfigDict], object]) -> None:
-    """Calls ``command`` with the flags' config; a user's mistake ends in one line, an interruption too."""
+    """Calls ``command`` with the parsed config; a mistake or an interruption ends the program with one line."""
     config = _CONFIG.value
     config.workdir = _WORKDIR.value or config.workdir
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # warnings about absent accelerators
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
     parallel.start()
     go_on = f"the same command goes on from the last checkpoint in {config.workdir}"

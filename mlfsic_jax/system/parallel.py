@@ -1,7 +1,6 @@
-"""Many devices and many hosts: episodes and images are mapped over a one-dimensional mesh of all devices.
+"""Many devices and hosts: episodes and images are mapped over a one-dimensional mesh of all devices.
 
-"pmapped" here is ``jit`` of ``jax.shard_map``, which is what ``jax.pmap`` itself has become. On one device it is the
-same program; there is no second path.
+``pmapped`` is ``jit`` of ``jax.shard_map``, as ``jax.pmap`` itself is now. One device runs the same program.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from mlfsic_jax.system.command import SIGNALS, defer_signals
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AXIS = "devices"
-EPISODE_AXES = ("episodes", AXIS)  # a training step's: vmapped on each device, and mapped over devices
+EPISODE_AXES = ("episodes", AXIS)  # of a training step: vmapped on each device, mapped over devices
 SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def start() -> None:
-    """Joins the other processes of a run, where there are any; call it before anything else touches JAX.
+    """Joins the other processes of a run, if there are any. Call it before anything else touches JAX.
 
-    Under SLURM and on TPU pods JAX finds them by itself. Elsewhere the environment says where: JAX_COORDINATOR_ADDRESS
-    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX detects SLURM and TPU pods. Elsewhere, set JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         number, process = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
@@ -42,13 +41,13 @@ def start() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes the files and prints."""
+    """Whether this process is the one that prints and writes files."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def quiet_other_processes() -> Iterator[None]:
-    """Only the first process prints; the others speak up when they fail."""
+    """Silences every process but the first inside the block; errors still end them with a traceback."""
     with contextlib.ExitStack() as stack:
         if not is_first():
             silence = stack.enter_context(open(os.devnull, "w"))
@@ -58,7 +57,7 @@ def quiet_other_processes() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Blocks until every process has called it."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
@@ -66,21 +65,22 @@ def wait_for_all() -> None:
 
 
 def signals() -> tuple[int, ...]:
-    """The signals that interrupt this process at once; of several processes' SIGTERM JAX tells all of them."""
+    """The signals that interrupt this process at once; with several processes JAX passes SIGTERM on to all."""
     return SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
 
 
 @contextlib.contextmanager
 def stop_requests(note: str) -> Iterator[Callable[[int], bool]]:
-    """SIGTERM, and on a single host SIGINT, wait for the end of a step, the same in every process.
-
-    What it yields is asked after every step, ``asked(step)``; once it is True, save and leave.
+    """Defers SIGTERM, and on a single host SIGINT, to the end of a step that is the same in every process.
 
     Args:
-      note: is printed when a signal comes.
+      note: printed when a signal arrives.
+
+    Yields:
+      ``asked(step)``, to call after every step: once it returns True, save and leave the block.
 
     Raises:
-      KeyboardInterrupt: at the end, after a signal.
+      KeyboardInterrupt: at the end of the block, after a signal on a single host.
     """
     if jax.process_count() == 1:
         with defer_signals(note) as received:
@@ -93,7 +93,7 @@ def stop_requests(note: str) -> Iterator[Callable[[int], bool]]:
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts in a row."""
+    """All devices of all hosts along one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
@@ -101,16 +101,16 @@ def mesh() -> jax.sharding.Mesh:
 def pmapped(
     fn: Callable, *static: Any, specs: tuple, out_specs: Any = SHARDED, donate: tuple[int, ...] = ()
 ) -> Callable:
-    """``jit(shard_map(fn))``: every device runs ``fn`` on its share.
+    """``jit(shard_map(fn))``: every device runs ``fn`` on its shard.
 
-    Gradients inside ``fn`` are those of every device's own part (``check_vma`` is off): take their ``mean``.
+    Gradients inside ``fn`` are per device (``check_vma`` is off): take their ``mean``.
 
     Args:
-      fn: called with ``static`` and then the arrays. A module-level function, so that it is compiled once.
+      fn: called as ``fn(*static, *arrays)``; a module-level function, so that it is compiled once.
       *static: hashable values.
-      specs: for each array argument, ``SHARDED`` along its first axis or ``REPLICATED``.
+      specs: ``SHARDED`` (along the first axis) or ``REPLICATED`` for each array.
       out_specs: the same for the results.
-      donate: positions of arrays whose memory the results may take.
+      donate: positions of arrays whose memory the results may reuse.
     """
     mapped = jax.shard_map(
         functools.partial(fn, *static), mesh=mesh(), in_specs=specs, out_specs=out_specs, check_vma=False
@@ -119,36 +119,39 @@ def pmapped(
 
 
 def mean(tree: Any) -> Any:
-    """The average over all devices, inside of ``pmapped``."""
-    # Of one device too, XLA would copy all arrays, on a CPU for a quarter of a training step.
+    """The mean over all devices, inside ``pmapped``."""
+    # On one device XLA would still copy every array: a quarter of a training step on a CPU.
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def replicate(tree: Any) -> Any:
-    """A pytree of equal values in every process, put on every device."""
+    """Puts a pytree, the same in every process, on every device."""
 
     def put(x):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put does not know keys on other hosts' devices
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put rejects keys for other hosts
             return jax.random.wrap_key_data(put(jax.random.key_data(x)))
-        return jax.device_put(np.asarray(x), NamedSharding(mesh(), REPLICATED))
+        where = NamedSharding(mesh(), REPLICATED)
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
+            return x
+        return jax.device_put(np.asarray(x), where)
 
     return jax.tree.map(put, tree)
 
 
 def share(n_rows: int) -> slice:
-    """Which of ``n_rows`` rows, a multiple of the number of devices, this process has to read."""
+    """The rows that this process reads of ``n_rows``, a multiple of the number of devices."""
     per_process = n_rows // jax.process_count()
     return slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
 
 
 def shard(local: Any) -> Any:
-    """This process's ``share`` of some arrays -> arrays that are split over all devices."""
+    """Turns this process's ``share`` of some arrays into arrays sharded over all devices."""
     sharding = NamedSharding(mesh(), SHARDED)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
 
 
 def shard_here(array: np.ndarray) -> jax.Array:
-    """An array that is split along its first axis over this process's devices, for programs that it runs alone."""
+    """Shards an array along its first axis over this process's own devices, for programs that it runs alone."""
     own = jax.make_mesh(
         (jax.local_device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()
     )
@@ -156,7 +159,7 @@ def shard_here(array: np.ndarray) -> jax.Array:
 
 
 def gather(tree: Any) -> Any:
-    """Split arrays as whole NumPy arrays in every process."""
+    """Sharded arrays -> whole NumPy arrays in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental.multihost_utils import process_allgather
@@ -167,13 +170,13 @@ def gather(tree: Any) -> Any:
 def prefetch(
     read: Callable[[Item], Result], items: Iterable[Item], *, readers: int = 1, ahead: int = 2
 ) -> Iterator[Result]:
-    """``map(read, items)``, in whose order threads read the next ones while the caller and the devices work.
+    """Yields ``map(read, items)`` in order, while threads read the next items.
 
     Args:
-      read: may be called for several items at once.
+      read: called for several items at once.
       items: what to read.
-      readers: threads.
-      ahead: how many results are held at most.
+      readers: number of threads.
+      ahead: the most results held at a time.
     """
     with ThreadPoolExecutor(readers) as threads:
         remaining = iter(items)

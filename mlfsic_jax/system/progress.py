@@ -14,17 +14,16 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 def track(iterable: Iterable[Item], *, total: int, description: str, unit: str) -> Iterator[Item]:
-    """Yields the items of ``iterable`` and reports on standard error how far it is.
+    """Yields the items of ``iterable`` and reports progress on standard error.
+
+    On a terminal, a bar shows rate and time left. Otherwise a line is printed at the start, at the end, and at most
+    every 20 s in between.
 
     Args:
-      iterable: what to go through.
-      total: how many items it holds.
-      description: what is being done, e.g. ``"preparing VOC"``.
-      unit: what one item is, e.g. ``"photos"``.
-
-    Returns:
-      An iterator over the same items. On a terminal it shows a bar with rate and time left; otherwise it prints one
-      line at the start, one at most every 20 s, and one at the end.
+      iterable: the items.
+      total: how many there are.
+      description: the activity, e.g. ``"preparing VOC"``.
+      unit: the items' name in plural, e.g. ``"photos"``.
     """
     if total == 0:
         return iter(iterable)

@@ -1,7 +1,8 @@
-"""Reading files that strangers wrote: how much they may expand to, what names may hold, and errors in one line."""
+"""Reading untrusted files: limits on expansion, rules for names and paths, errors in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,64 +17,75 @@ import numpy as np
 
 from mlfsic_jax.system.errors import InputError
 
-MAX_EXPANSION = 100  # bytes in memory for each byte of a compressed file; weights and word vectors need two or three
+MAX_EXPANSION = 100  # bytes in memory per byte of a compressed file; weights and word vectors need two or three
 ALWAYS_ALLOWED = 1 << 24  # bytes in memory, however small the file
 MAX_NAME = 200  # characters of a label
 MAX_PATH = 1000  # characters
-MAX_LINE = 1 << 20  # bytes of a line of word vectors: twenty thousand numbers and more
+MAX_LINE = 1 << 20  # bytes of a line of word vectors: more than twenty thousand numbers
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 2, 60, 60, 60
-# Control characters and line separators would break our one-line messages; half of a character pair cannot be printed.
+# Control characters and line separators would break one-line messages; lone surrogates cannot be printed.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters."""
+    """An error's message as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+@contextlib.contextmanager
+def reported(what: str, hint: str, kinds: Any = Exception) -> Iterator[None]:
+    """Raises errors of these kinds (a type or a tuple of types) as ``InputError("<what> (<reason>): <hint>")``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({reason(error)}): {hint}") from error
+
+
 def shown(value: Any) -> str:
-    """A value as a message shows it: its ``repr``, of which long texts, long lists and deep ones are cut."""
+    """A value's ``repr`` for a message, with long texts and long or deep lists cut."""
     return _SHOWN.repr(value)
 
 
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path with ``~`` replaced by the home folder; "~x" stays as it is if there is no user x."""
+    """A path with ``~`` replaced by the home folder; ``~x`` is kept when there is no user x."""
     return pathlib.Path(os.path.expanduser(path))
 
 
 def label_name(name: Any, where: str) -> str:
-    """A label without spaces around it, in Unicode's composed form (NFC): é is one label however the file writes it.
+    """Strips a label and composes it (Unicode NFC): é is one label however a file encodes it.
 
     Args:
-      name: what stands in the place of a label.
-      where: the file and line, for the message.
+      name: the value that a file gives as a label.
+      where: file and line, for the message.
 
     Raises:
-      InputError: it is no text, empty, longer than 200 characters, or has control characters in it.
+      InputError: it is not text, is empty, is longer than 200 characters, or contains control characters.
     """
     if not isinstance(name, str) or not name.strip():
-        raise InputError(f"{where}: {shown(name)} is no label name: give text")
+        raise InputError(f"{where}: {shown(name)} is not a label name: give text")
     if len(name) > MAX_NAME:
         raise InputError(f"{where}: a label of {len(name)} characters, {shown(name)}: is a quote or a comma missing?")
     if _UNPRINTABLE.search(name):
-        raise InputError(f"{where}: the label {shown(name)} has a line break or another control character in it")
+        raise InputError(f"{where}: the label {shown(name)} contains a line break or control character: remove it")
     return unicodedata.normalize("NFC", name.strip())
 
 
 def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = False) -> pathlib.PurePosixPath:
-    """The path of a photo as a file gives it, which must not lead out of the folder.
+    """Checks the path of a photo, which must stay inside a folder.
 
     Args:
-      path: what stands in the place of a path.
-      where: the file and line, for the message.
+      path: the value that a file gives as a path.
+      where: file and line, for the message.
       folder: where relative paths start.
-      anywhere: the photo may lie outside of the folder.
+      anywhere: allows photos outside of the folder.
 
     Raises:
-      InputError: it is no text, empty or no file name, absolute, longer than 1,000 characters, or has ".." or control
-        characters in it.
+      InputError: it is not text, names no file, is absolute, is longer than 1,000 characters, or contains ".." or
+        control characters.
     """
     photo = pathlib.PurePosixPath(path if isinstance(path, str) else "")
     if not photo.name or (not anywhere and (photo.is_absolute() or ".." in photo.parts)):
@@ -81,23 +93,23 @@ def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = Fal
     if len(path) > MAX_PATH:
         raise InputError(f"{where}: a photo's path of {len(path)} characters, {shown(path)}: is a quote missing?")
     if _UNPRINTABLE.search(path):
-        raise InputError(f"{where}: {shown(path)} has a character that cannot be printed: rename the photo")
+        raise InputError(f"{where}: {shown(path)} contains a character that cannot be printed: rename the photo")
     return photo
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it is no JSON in UTF-8, is nested too deeply, or has a key twice in one object.
+      OSError: the file cannot be read.
+      ValueError: it is not JSON in UTF-8, is nested too deeply, or repeats a key in one object.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise ValueError(f"the key {shown(twice)} stands twice in one object")
+            raise ValueError(f"it repeats the key {shown(twice)} in one object")
         return found
 
     try:
@@ -107,34 +119,34 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def check_expansion(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
-    """Refuses a zip file whose members say that they hold far more than the file; zipfile reads no more than they say.
+    """Refuses a decompression bomb by the sizes its members declare; zipfile reads no more than those.
 
     Raises:
-      InputError: it is a decompression bomb.
+      InputError: the members are far larger than the file.
     """
     size, expanded = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if expanded > max(ALWAYS_ALLOWED, MAX_EXPANSION * size):
         raise InputError(
-            f"{path} has {size:,} bytes and would expand to {expanded:,}: it is damaged or means harm; get it again"
+            f"{path} has {size:,} bytes and would expand to {expanded:,}: it is damaged or malicious: get it again"
         )
 
 
 def read_npz(path: pathlib.Path, wanted: Container[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of an .npz file one by one; pickled objects are refused.
+    """Yields the arrays of an .npz file with their names; pickled objects are refused.
 
     Args:
       path: the file.
-      wanted: the names of the arrays that are read; None for all.
+      wanted: names of the arrays to read; None for all.
 
     Raises:
-      InputError: it is a single array or a decompression bomb.
-      Exception: zipfile, zlib and NumPy raise errors of all kinds for damaged files.
+      InputError: the file is a single array or a decompression bomb.
+      Exception: of any kind, from zipfile, zlib and NumPy, for a damaged file.
     """
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             raise InputError(f"{path} is a single array: save the arrays with numpy.savez(path, **arrays)")
         if not zipfile.is_zipfile(file):
-            raise ValueError("it is no zip archive, or its end is missing")
+            raise ValueError("it is not a zip archive, or its end is missing")
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
             check_expansion(archive.zip, path)
@@ -142,5 +154,5 @@ def read_npz(path: pathlib.Path, wanted: Container[str] | None = None) -> Iterat
                 if wanted is None or name in wanted:
                     array = archive[name]
                     if not isinstance(array, np.ndarray):
-                        raise ValueError(f"its member {shown(name)} is no array")
+                        raise ValueError(f"its member {shown(name)} is not an array")
                     yield name, array

@@ -11,27 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlfsic_jax.bench import benchmark, torch_reference
+from mlfsic_jax import benchmark
+from mlfsic_jax.bench import functions, made_up, measure, table
 from mlfsic_jax.core import lcm
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import Prototypes
 from mlfsic_jax.system.errors import InputError
 
 S, L, D, C = 6, 5, 8, 3
-ROW = benchmark.Row(
-    "a", 2.0, "b", 1.5, 8.0, "mm", 10, {"x": 4.0, "y": 3.0}, {"ratio": 1.4, "pytorch": 3.5, "memory": 9}
-)
+ROW = measure.Row("a", 2.0, "b", 1.5, 8.0, "mm", 10, {"x": 4.0, "y": 3.0}, {"ratio": 1.4, "pytorch": 3.5, "memory": 9})
 
 
-# Of these more is computed than of the others; what is special to them is tested below, and by the rows of training.
+# These compute more than the others; what is special to them is tested below, and by the rows of training.
 SLOW = ("training_end_to_end", "growth")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in benchmark.ROWS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in table.CASES]
 )
 def test_rows(name):
-    rows = list(benchmark.ROWS[name](True))
+    rows = table.rows(name, True)
     assert rows
     for row in rows:
         assert 0 < row.seconds < 60 and row.ratio > 0 and row.work > 0 and row.kind in ("mm", "copy")
@@ -69,38 +68,38 @@ def test_missed_targets_are_told():
 
 def test_unknown_rows_are_refused_before_anything_is_measured():
     with pytest.raises(InputError, match="no rows lcm, x: choose among sample_episode, features"):
-        benchmark.run(["lcm", "prototypes", "x"], quick=True, here=True, as_json=False)
+        table.run(["lcm", "prototypes", "x"], quick=True, here=True, as_json=False)
 
 
 def test_the_shortest_of_calls_in_turns(monkeypatch):
     clock, calls = iter([0, *(0, 3), *(3, 4), *(4, 9), *(9, 16), 16]), []
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    times = benchmark.fastest({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    times = measure.fastest({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0)
     assert calls == ["a", "b"] * 3  # first to compile
     assert times == {"a": 3, "b": 1}
 
 
 def test_growth_is_fitted(monkeypatch):
     def fastest(functions, budget):  # time = size^2
-        return {name: float(name) ** 2 for name in functions}
+        return {size: size**2 if isinstance(size, int) else 1.0 for size in functions}
 
-    monkeypatch.setattr(benchmark, "fastest", fastest)
-    for row in benchmark.growth_rows(True):
+    monkeypatch.setattr(measure, "fastest", fastest)
+    for row in table.rows("growth", True):
         assert row.exponent == pytest.approx(2)
 
 
 def test_made_up_labels_have_cocos_numbers():
-    n_images, n_labels, n_positives = benchmark.COCO
-    labels = benchmark.made_up_labels(*benchmark.COCO)
+    n_images, n_labels, n_positives = made_up.COCO
+    labels = made_up.label_matrix(*made_up.COCO)
     assert labels.shape == (n_images, n_labels) and abs(labels.sum() / n_positives - 1) < 0.02
     assert labels.sum(axis=0).min() >= 14
 
 
 def test_nothing_is_compiled_after_the_first_step(caplog):
     features = np.random.default_rng(0).random((60, 2, 2, 16), np.float32).astype(np.float16)
-    split = benchmark.split_view(lambda rows: features[rows], np.tile(np.eye(3, dtype=bool), (20, 1)))
+    split = made_up.view(features.__getitem__, made_up.one_label_each(60, 3))
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=4, n_dynamic=4)
-    step, _, _ = benchmark.training_step(model, split)
+    step, _, _ = made_up.training_step(model, split)
 
     def compilations():
         caplog.clear()
@@ -118,48 +117,56 @@ def episode():
     return rng.normal(size=(S, L, D)).astype(np.float32), labels, rng.normal(size=(C, D)).astype(np.float32)
 
 
+@pytest.fixture
+def reference():
+    pytest.importorskip("torch")
+    from mlfsic_jax.bench import torch_reference
+
+    return torch_reference
+
+
+@pytest.mark.extras
 @pytest.mark.parametrize("einsum", [False, True])
-def test_pytorchs_lcm_is_ours(einsum):
-    torch = pytest.importorskip("torch")
+def test_pytorchs_lcm_is_ours(reference, einsum):
     u, labels, words = episode()
-    got = torch_reference.loss_change(
-        *map(torch.from_numpy, (u, labels.astype(np.float32), words)), scale=20.0, steps=15, einsum=einsum
+    got = reference.loss_change(
+        *map(reference.as_tensor, (u, labels.astype(np.float32), words)), scale=20.0, steps=15, einsum=einsum
     )
-    expected = lcm.loss_change(u, labels, words, scale=20.0, steps=15)
+    expected = lcm.loss_change(u, labels, words, scale=20.0, options=lcm.LCMOptions(steps=15))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)  # float32 over 15 steps
 
 
-def test_pytorchs_prototypes_are_ours():
-    torch = pytest.importorskip("torch")
+@pytest.mark.extras
+def test_pytorchs_prototypes_are_ours(reference):
     u, labels, words = episode()
     module = Prototypes(n_heads=2, d_dynamic=4, n_dynamic=7)
-    params = benchmark.random_variables(module, u, labels, words)["params"]
+    params = made_up.random_variables(module, u, labels, words)["params"]
     expected = jax.jit(module.apply)({"params": params}, u, labels, words)
-    parameters = torch_reference.as_parameters(params)
-    got = torch_reference.label_prototypes(module, parameters, *map(torch.from_numpy, (u, labels, words)))
+    parameters = reference.as_parameters(params)
+    got = reference.label_prototypes(module, parameters, *map(reference.as_tensor, (u, labels, words)))
     np.testing.assert_allclose(got, expected, atol=1e-5)  # float32
 
 
-def test_pytorchs_losses_are_ours():
-    torch = pytest.importorskip("torch")
+@pytest.mark.extras
+def test_pytorchs_losses_are_ours(reference):
     rng = np.random.default_rng(1)
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=4, n_dynamic=4, dropout=0.0)
     support, query = (rng.random((n, 2, 2, 6), np.float32) for n in (S, 4))
     labels, query_labels = episode()[1], rng.random((4, C)) < 0.5
     arguments = (support, query, labels, query_labels, rng.normal(size=(C, 7)).astype(np.float32))
-    params = benchmark.random_variables(model, *arguments)["params"]
+    params = made_up.random_variables(model, *arguments)["params"]
     expected = jax.jit(model.apply)({"params": params}, *arguments, rngs={"dropout": jax.random.key(0)})
-    got = torch_reference.losses(model, torch_reference.as_parameters(params), *map(torch.from_numpy, arguments))
+    got = reference.losses(model, reference.as_parameters(params), *map(reference.as_tensor, arguments))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_an_episode_is_the_library_put_together():
-    support, labels, word_vectors, queries = benchmark.growth_case(S, C, 4, 6)
+    support, labels, word_vectors, queries = made_up.growth_case(S, C, 4, 6)
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=4, n_dynamic=4)
-    variables = benchmark.random_variables(model, support, support, labels, labels, word_vectors)
+    variables = made_up.random_variables(model, support, support, labels, labels, word_vectors)
     apply = jax.jit(model.apply, static_argnames="method")
-    got = jax.jit(functools.partial(benchmark.one_episode, model))(variables, support, labels, word_vectors, queries)
+    got = jax.jit(functools.partial(functions.one_episode, model))(variables, support, labels, word_vectors, queries)
     assert got.shape == (64, C) and (jnp.abs(got) <= model.scale * 1.001).all()
     joint = variables["params"]["joint"]
     words, projection = word_vectors @ joint["a_text"]["kernel"], joint["a_visual"]["kernel"]

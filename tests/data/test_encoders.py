@@ -102,10 +102,7 @@ def test_mirrorwic_averages_four_layers_over_the_mention_and_then_over_sentences
     def mention(pieces, *positions):
         return np.mean([hidden_states(network, pieces)[layer, t] for layer in (2, 3, 4, 5) for t in positions], axis=0)
 
-    dog = [
-        mention("[CLS] the dog sat on the cat . [SEP]", 2),
-        mention("[CLS] a cat and a dog , a dog [SEP]", 5),
-    ]
+    dog = [mention("[CLS] the dog sat on the cat . [SEP]", 2), mention("[CLS] a cat and a dog , a dog [SEP]", 5)]
     skateboard = [
         mention("[CLS] skate ##board , big [SEP]", 1, 2),
         mention("[CLS] the cat sat on a big skate ##board in the tv [SEP]", 7, 8),

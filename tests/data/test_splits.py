@@ -37,9 +37,7 @@ def membership_by_loop(labels, policy):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    labels=hnp.arrays(bool, st.tuples(st.integers(0, 12), st.just(5))),
-    policy=st.sampled_from(POLICIES),
-    data=st.data(),
+    labels=hnp.arrays(bool, st.tuples(st.integers(0, 12), st.just(5))), policy=st.sampled_from(POLICIES), data=st.data()
 )
 def test_images_go_where_a_plain_loop_sends_them(labels, policy, data):
     ignored = data.draw(hnp.arrays(bool, labels.shape))

@@ -1,37 +1,40 @@
 """Tables of generated scenes, tiny: what is run, what is not run again, and what the files say."""
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from configs import coco, demo, voc
 from mlfsic_jax import multilabel_metrics
-from mlfsic_jax.methods import PEERS, wga
-from mlfsic_jax.paper import reproduce
+from mlfsic_jax.methods import METHODS, Method
+from mlfsic_jax.paper import reproduce, runs
 from mlfsic_jax.paper import tables as paper_tables
-from mlfsic_jax.paper.tables import DEFAULT_CONFIGS, FINE_TUNED, Row, Table
+from mlfsic_jax.paper.tables import DEFAULT_CONFIGS, Row, Table
 from mlfsic_jax.run import config as defaults
-from mlfsic_jax.run import evaluate, inputs, train
+from mlfsic_jax.run import evaluate, experiment, inputs
+from mlfsic_jax.run.workdir import episodes_file
 from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import write_arrays
 from tests.tiny import scenes
 
 ROWS = (
-    Row("classifier", "classifier", published=paper_tables._published("ResNet-50 classifier", "", dataset="voc")),
-    Row("Base", "base", published=paper_tables._published("Base", dataset="voc")),
-    Row("LCM", "lcm", published=paper_tables._published("LCM", dataset="voc"), against="Base"),
+    Row("classifier", "classifier", published=paper_tables.published_as("ResNet-50 classifier", "", dataset="voc")),
+    Row("Base", "base", published=paper_tables.published_as("Base", dataset="voc")),
+    Row("LCM", "lcm", published=paper_tables.published_as("LCM", dataset="voc"), against="Base"),
     Row("LCM, 0.6", "lcm@0.6", against="Base"),
     Row("LCM by rho", "lcm", ({"lcm.selection": "importance"},), against="LCM"),
-    Row("fine-tuned", FINE_TUNED, against="Base"),
+    Row("fine-tuned", "fine_tuned", against="Base"),
     Row("MobileNetV2", "base", (paper_tables._backbone(demo.get_config(), "mobilenet_v2"),), against="Base"),
-    Row("KGGR", "", published=paper_tables._published("KGGR", backbone="ResNet-101", policy="laso")),
+    Row("KGGR", "", published=paper_tables.published_as("KGGR", backbone="ResNet-101", policy="laso")),
     Row("NLC", "", lost="table 4"),
 )
 GIVEN = ["--config=configs/demo.py:small", "--config.model.d_dynamic=4", "--config.lcm.selection=momentum"]
@@ -43,12 +46,15 @@ def tiny(folder):
     return config
 
 
+LOAD, EVALUATE_ALONE = inputs.load, experiment.evaluate_alone
+
+
 class Stop(Exception):
     """Stands for a kill."""
 
 
 def make(folder, patch):
-    patch.setattr(reproduce, "tables", lambda config: {"demo": lambda: Table("Tiny scenes", ROWS, "A note.")})
+    patch.setitem(reproduce.TABLES, "demo", lambda config: Table("Tiny scenes", ROWS, "A note."))
     return reproduce.reproduce("demo", tiny(folder), folder / "runs", GIVEN)
 
 
@@ -58,16 +64,18 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     with pytest.MonkeyPatch.context() as patch:
 
-        def stops(*args):
-            raise Stop
+        def stops(config, run, n_shot, name, variables):
+            if name == "fine_tuned":
+                raise Stop
+            return EVALUATE_ALONE(config, run, n_shot, name, variables)
 
-        patch.setattr(wga, "score", stops)
+        patch.setattr(experiment, "evaluate_alone", stops)
         with pytest.raises(Stop):
             make(folder, patch)
     assert not (folder / "runs" / "demo.md").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", lambda *args, **options: pytest.fail("trained again"))
-        patch.setattr(evaluate, "score_episodes", lambda *args, **options: pytest.fail("evaluated again"))
+        patch.setattr(experiment, "train_step", lambda *args, **options: pytest.fail("trained again"))
+        patch.setattr(experiment, "evaluate_run", lambda *args, **options: pytest.fail("evaluated again"))
         return folder, tiny(folder), make(folder, patch)
 
 
@@ -103,9 +111,6 @@ def test_settings_of_the_evaluation_share_one_training(made):
     assert trained.parent.name == "base"
 
 
-LOAD = inputs.load
-
-
 def written(folder):
     found = [*folder.glob("runs/*/*.safetensors"), *folder.glob("runs/*/*.json")]
     return {path: path.stat().st_mtime_ns for path in found}
@@ -126,16 +131,16 @@ def test_a_finished_table_computes_nothing(made, monkeypatch):
 
 def test_other_settings_and_damaged_files_are_not_taken(made, tmp_path):
     folder, config, *_ = made
-    path = train.episodes_file(folder / "runs" / "base", 1)
-    assert reproduce._read_values(path, config)["base.macro_ap"].shape == (config.eval.episodes,)
+    path = episodes_file(folder / "runs" / "base", 1)
+    assert runs.read_values(path, config)["base.macro_ap"].shape == (config.eval.episodes,)
     moved = config.copy_and_resolve_references()
     moved.cache_dir, moved.workdir = "elsewhere", "too"
-    assert reproduce._read_values(path, moved) is not None
+    assert runs.read_values(path, moved) is not None
     moved.eval.n_query = 3
-    assert reproduce._read_values(path, moved) is None
+    assert runs.read_values(path, moved) is None
     (tmp_path / "cut").write_bytes(path.read_bytes()[:100])
-    assert reproduce._read_values(tmp_path / "cut", config) is None
-    assert reproduce._read_values(tmp_path / "none", config) is None
+    assert runs.read_values(tmp_path / "cut", config) is None
+    assert runs.read_values(tmp_path / "none", config) is None
 
 
 def test_what_cannot_be_run_says_why(made):
@@ -169,29 +174,69 @@ def test_commands_and_sources(made):
 def test_peers_are_scored_on_the_test_episodes(made):
     folder, config, _ = made
     run = inputs.load(config)
-    variables = train.restore_best(config, run, 1, folder / "runs" / "base")
-    key = train.novel_key(config.seed, 1)
-    episode_key, peer_key = jax.random.split(key)
-    splits = {name: evaluate.with_features(run.model, variables, run.splits[name]) for name in ("train", "novel")}
-    trained = PEERS["classifier"].train(key, splits["train"], n_shot=1, n_query=1)
-    split, e = splits["novel"], 3
-    supports, queries = evaluate.draw(episode_key, split, config.eval.episodes, 1, config.eval.n_query)
+    variables = experiment.restore_best(config, run, 1, folder / "runs" / "base")
+    views = inputs.feature_views(run, variables)
+    novel, e = views["novel"], 3
+    episode_key, _ = jax.random.split(experiment.novel_key(config.seed, 1))
+    supports, queries = evaluate.draw(episode_key, novel, config.eval.episodes, 1, config.eval.n_query)
     s, q = supports[e], queries[e]
-    local = split.inputs(np.arange(len(split.labels))).astype(np.float32)
+    local = novel.inputs(np.arange(len(novel.labels))).astype(np.float32)
     local = local.reshape(len(local), -1, local.shape[-1])
-    episode = (jnp.asarray(local[s]), split.labels[s], jnp.asarray(local[q]), split.word_vectors)
-    for name, scores in (
-        (
-            "classifier",
-            PEERS["classifier"].score(trained, jax.random.split(peer_key, config.eval.episodes)[e], *episode),
-        ),
-        ("fine_tuned", wga.score(run.model, variables, *episode)),
-    ):
+    for name, method in defaults.create_methods(config, 1, ("classifier", "fine_tuned")).items():
+        trained = method.train(jax.random.key(0), views["base"]) if name == "classifier" else {"variables": variables}
+
+        @jax.jit
+        def score(support, query, method=method, trained=trained):
+            images = method.embed(trained, support)
+            state = method.fit(trained, images, novel.labels[s], novel.word_vectors)
+            return method.score(trained, state, method.embed(trained, query))
+
         saved = load_file(folder / "runs" / "base" / f"peer_{name}_1shot.safetensors")
-        expected = multilabel_metrics(scores, split.labels[q])
+        expected = multilabel_metrics(score(local[s], local[q]), novel.labels[q])
         assert saved[f"{name}.macro_ap"].shape == (config.eval.episodes,)
         # float32 under another jit: of 12 queries two may change places
         np.testing.assert_allclose(saved[f"{name}.macro_ap"][e], expected["macro_ap"], atol=0.02)
+
+
+@pytest.mark.parametrize("policy", ["", "leakfree", "exclusive"])
+def test_the_usual_policy_may_be_named_or_not(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "Runs", MadeUp)
+    config = voc.get_config().copy_and_resolve_references()
+    config.data.policy = policy
+    row = Row("Base", "base", published=paper_tables.published_as("Base", dataset="voc"))
+    monkeypatch.setitem(reproduce.TABLES, "voc", lambda config: Table("One row", (row,)))
+    text = reproduce.reproduce("voc", config, tmp_path)
+    (line,) = (line for line in text.splitlines() if line.startswith("| Base "))
+    assert (line.split("|")[4].strip() != "") == (policy != "exclusive")
+    path = tmp_path / "episodes.safetensors"
+    usual = config.copy_and_resolve_references()
+    usual.data.policy = "leakfree"
+    write_arrays(path, {"a": np.zeros(2)}, {"config": json.dumps(config.to_dict())})
+    assert (runs.read_values(path, usual) is None) == (policy == "exclusive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(Method):
+    """Scores nothing."""
+
+
+@pytest.mark.parametrize("name", ["voc", "demo"])
+def test_a_new_method_gets_a_row(name, monkeypatch):
+    before = {row.name for row in paper_tables.TABLES[name](demo.get_config()).rows}
+    monkeypatch.setitem(METHODS, "my_toy", Toy())
+    after = {row.name: row.method for row in paper_tables.TABLES[name](demo.get_config()).rows}
+    assert after.keys() - before == {"my toy"} and after["my toy"] == "my_toy"
+
+
+def test_a_method_that_the_config_leaves_out_is_told(tmp_path, monkeypatch):
+    config = tiny(tmp_path)
+    config.eval.methods = ("base", "maml")
+    found = {f"{name}.{m}": np.ones(4, np.float32) for name in config.eval.methods for m in runs.METRICS}
+    monkeypatch.setattr(runs.Runs, "_run", lambda self, changes: {1: found})
+    some = runs.Runs(config, tmp_path)
+    assert set(some.values({}, "maml")) == {1}  # asked for, so not evaluated alone
+    with pytest.raises(InputError, match="leaves out ridge"):
+        some.values({}, "ridge")
 
 
 def test_without_one_row_that_can_be_run_the_reason_is_told(tmp_path):
@@ -201,7 +246,7 @@ def test_without_one_row_that_can_be_run_the_reason_is_told(tmp_path):
         reproduce.reproduce("selection", config, tmp_path / "runs")
 
 
-class MadeUp(reproduce.Runs):
+class MadeUp(runs.Runs):
     """Runs that took no time: the farther from the base run, the better."""
 
     def values(self, changes, method):
@@ -210,49 +255,49 @@ class MadeUp(reproduce.Runs):
         noise = rng.normal(0.0, 0.05, 200) + 0.01 * changes.get("seed", 0)  # shared by the methods of a run
         own = np.random.default_rng(len(method)).normal(0.0, 0.01, 200)
         level = 0.4 + 0.02 * len(changes) + {"lcm": 0.02, "base": 0.0}.get(method, 0.001) + noise + own
-        values = dict.fromkeys(reproduce.METRICS, level.astype(np.float32))
-        return {k: values for k in self._config.shots}
+        values = dict.fromkeys(runs.METRICS, level.astype(np.float32))
+        return {k: values for k in self.config.shots}
 
 
 @pytest.mark.parametrize("name", DEFAULT_CONFIGS)
 @pytest.mark.parametrize("get_config", [voc.get_config, coco.get_config, demo.get_config])
 def test_every_table_can_be_made_from_every_config(name, get_config):
     config = get_config()
-    table = paper_tables.tables(config)[name]()
+    table = paper_tables.TABLES[name](config)
     names = [row.name for row in table.rows]
     assert len(set(names)) == len(names)
-    runs = reproduce.Runs(config, reproduce.Path("runs"))
-    known = {*evaluate.METHODS, *PEERS, FINE_TUNED, *(f"lcm@{t:g}" for t in config.lcm.thresholds)}
+    made = runs.Runs(config, Path("runs"))
+    known = {*METHODS, *(f"lcm@{t:g}" for t in config.lcm.thresholds)}
     folders = set()
     for row in table.rows:
         assert row.method in known or (not row.method and (row.published or row.lost)), row
         assert not row.against or row.against in names, row
         if get_config == coco.get_config and name not in ("coco", "imaterialist"):  # tables 1 and 13 are not there
             assert row.published is None or paper_tables.published(row.published, 1), row
-        folders |= {(runs.folder(changes), *map(tuple, runs.changes(changes).items())) for changes in row.runs}
+        folders |= {(made.folder(changes), *map(tuple, made.changes(changes).items())) for changes in row.runs}
         for changes in row.runs:
-            defaults.validate(runs._changed(changes))
+            defaults.validate(made.changed(changes))
     assert len({folder for folder, *_ in folders}) == len(folders)  # other settings, another folder
 
 
 def test_default_configs_are_there():
-    assert set(paper_tables.tables(demo.get_config())) == set(DEFAULT_CONFIGS)
-    assert all(reproduce.Path(path.partition(":")[0]).is_file() for path in DEFAULT_CONFIGS.values())
+    assert set(paper_tables.TABLES) == set(DEFAULT_CONFIGS)
+    assert all(Path(path.partition(":")[0]).is_file() for path in DEFAULT_CONFIGS.values())
 
 
 @pytest.mark.parametrize(
     ("fields", "n_shot", "expected", "where"),
     [
-        (paper_tables._published("Base"), 1, 47.02, 7),
-        (paper_tables._published("LCM"), 5, 52.79, 7),
-        (paper_tables._published("LCM", dataset="voc"), 5, 65.41, 11),
-        (paper_tables._published("LCM", attention="low_rank"), 5, 42.71, 14),
-        (paper_tables._published("Base", "BERT concn"), 1, 49.29, 8),
-        (paper_tables._published("zero-shot", "mirrorBERT"), 5, 23.65, 9),
-        (paper_tables._published("Base", query_top=12), 5, 49.11, "A.3.3"),
-        (paper_tables._published("MAML", "", split="FsPML"), 1, 42.03, 2),
-        (paper_tables._published("WGA", n_heads=14), 1, 40.18, 5),
-        (paper_tables._published("WGA", variant="fine-tuned"), 1, 45.27, 6),
+        (paper_tables.published_as("Base"), 1, 47.02, 7),
+        (paper_tables.published_as("LCM"), 5, 52.79, 7),
+        (paper_tables.published_as("LCM", dataset="voc"), 5, 65.41, 11),
+        (paper_tables.published_as("LCM", attention="low_rank"), 5, 42.71, 14),
+        (paper_tables.published_as("Base", "BERT concn"), 1, 49.29, 8),
+        (paper_tables.published_as("zero-shot", "mirrorBERT"), 5, 23.65, 9),
+        (paper_tables.published_as("Base", query_top=12), 5, 49.11, "A.3.3"),
+        (paper_tables.published_as("MAML", "", split="FsPML"), 1, 42.03, 2),
+        (paper_tables.published_as("WGA", n_heads=14), 1, 40.18, 5),
+        (paper_tables.published_as("WGA", variant="fine-tuned"), 1, 45.27, 6),
     ],
 )
 def test_published_numbers(fields, n_shot, expected, where):
@@ -261,8 +306,8 @@ def test_published_numbers(fields, n_shot, expected, where):
 
 
 def test_a_number_that_was_not_published_is_not_made_up():
-    assert paper_tables.published(paper_tables._published("WGA"), 1) is None  # on COCO: table 1
-    assert paper_tables.published(paper_tables._published("WGA", n_heads=14), 5) is None
+    assert paper_tables.published(paper_tables.published_as("WGA"), 1) is None  # on COCO: table 1
+    assert paper_tables.published(paper_tables.published_as("WGA", n_heads=14), 5) is None
     assert paper_tables.published(None, 1) is None
 
 

@@ -129,10 +129,7 @@ def test_the_table_holds_the_results(page, results):
         pairs = result["paired"].items()
         expected += [(name.replace("-", " − ").replace("_", " "), values, columns) for name, values in pairs]
     assert rows == [
-        (
-            name,
-            [(f"{100 * v[m]['mean']:.1f}".replace("-", "−"), f"{100 * v[m]['ci95']:.1f}") for m in metrics],
-        )
+        (name, [(f"{100 * v[m]['mean']:.1f}".replace("-", "−"), f"{100 * v[m]['ci95']:.1f}") for m in metrics])
         for name, v, metrics in expected
     ]
 

@@ -1,7 +1,11 @@
-"""The fields that choose the papers' ablations."""
+"""The configs, the fields that choose the papers' ablations, and mistakes in them."""
+
+import importlib
+from pathlib import Path
 
 import pytest
 
+from configs import demo
 from mlfsic_jax.core.lcm import SELECTIONS
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import ATTENTIONS
@@ -70,3 +74,35 @@ def test_what_cannot_work_is_refused_in_one_line(fields, message):
     with pytest.raises(InputError) as caught:
         defaults.validate(config)
     assert str(caught.value) == message
+
+
+def variants(name):
+    return getattr(importlib.import_module(f"configs.{name}"), "VARIANTS", ("",))
+
+
+CONFIGS = [path.stem for path in Path(demo.__file__).parent.glob("*.py")]
+
+
+@pytest.mark.parametrize("name, arg", [(name, arg) for name in CONFIGS for arg in variants(name)])
+def test_configs_are_valid(name, arg):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"configs/{name}.py" in module.__doc__
+    config = module.get_config(arg)
+    defaults.validate(config)
+    with pytest.raises(AttributeError, match="epoch"):
+        config.train.epoch = 3  # locked: a mistyped field is an error
+
+
+def test_unknown_variants_are_refused():
+    for name in CONFIGS:
+        with pytest.raises(ValueError, match="no variant 'gpu'"):
+            importlib.import_module(f"configs.{name}").get_config("gpu")
+
+
+def test_all_mistakes_in_a_config_are_named_at_once():
+    config = demo.get_config()
+    config.update_from_flattened_dict({"model.n_heads": 7, "backbone": "vgg", "train.epochs": 0, "shots": ()})
+    with pytest.raises(InputError) as caught:
+        defaults.validate(config)
+    for field in ("model.d_joint", "backbone = 'vgg'", "train.epochs", "shots"):
+        assert f"config.{field}" in str(caught.value)

@@ -1,22 +1,35 @@
-import flax.linen as nn
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mlfsic_jax import lcm_select, multilabel_metrics
+import mlfsic_jax
+from mlfsic_jax import lcm_select, methods, multilabel_metrics
 from mlfsic_jax.core import word_ridge
-from mlfsic_jax.core.episodes import sample_episodes, sample_laso_support
-from mlfsic_jax.core.lcm import loss_change, select_positions
-from mlfsic_jax.core.model import BaseModel, LCMOptions
+from mlfsic_jax.core.episodes import sample_episode, sample_episodes, sample_laso_support
+from mlfsic_jax.core.lcm import LCMOptions, loss_change, select_positions
+from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.features import View
+from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate
+from mlfsic_jax.run.table import results_table
 from mlfsic_jax.system.errors import InputError
 
 N, C, D_W = 150, 3, 5
 THRESHOLDS = (0.5, 0.53, 0.6)
-RIDGE = evaluate.RidgeOptions(n_components=6, variants=True, variants_threshold=0.6)
+EVERY_RUN = tuple(name for name, method in METHODS.items() if not method.on_request)
+JOINED = ("region_word_ridge_lcm", "base_ridge", "lcm_ridge")
+
+
+def create(model, *names, **options):
+    """Methods, each with those of the options that it has."""
+    options = {"model": model, "n_components": 6, "thresholds": THRESHOLDS} | options
+    fields = {name: {field.name for field in dataclasses.fields(METHODS[name])} for name in names}
+    return {name: methods.create(name, **{k: v for k, v in options.items() if k in fields[name]}) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +42,22 @@ def setting():
     model = BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4)
     one, y = jnp.zeros((1, 2, 2, 6)), jnp.ones((1, C))
     variables = jax.jit(model.init)(jax.random.key(1), one, one, y, y, words)
-    return model, variables, split, features, evaluate.fit_ridge(model, variables, split, RIDGE)
+    fitted = create(model, "ridge")["ridge"].train(jax.random.key(0), split)
+    return model, variables, split, features, word_ridge.Fitted(**fitted)
 
 
-def scores_of(setting, n_episodes=5, **options):
-    model, variables, split, _, fitted = setting
-    options = {"thresholds": THRESHOLDS, "fitted": fitted, "ridge": RIDGE} | options
-    return evaluate.score_episodes(
-        model, variables, split, key=jax.random.key(7), n_episodes=n_episodes, n_shot=2, n_query=3, **options
-    )
+def trained_by(setting, made):
+    """What each method is given as ``trained``; the tuned leaf holds all candidates."""
+    _, variables, _, _, fitted = setting
+    stores = {"episodes": {"variables": variables}, "fitted": fitted and fitted._asdict()}
+    return {name: methods.trained_of(method, stores, method.candidates()) for name, method in made.items()}
+
+
+def scores_of(setting, n_episodes=5, names=EVERY_RUN, **options):
+    model, _, split, *_ = setting
+    made = create(model, *names, **options)
+    sizes = {"n_episodes": n_episodes, "n_shot": 2, "n_query": 3}
+    return evaluate.score_episodes(made, trained_by(setting, made), split, key=jax.random.key(7), **sizes)
 
 
 def unit(x):
@@ -50,7 +70,7 @@ def classify(queries, prototypes):
 
 def test_every_method_equals_the_same_episode_done_by_hand(setting):
     model, variables, split, features, fitted = setting
-    scores = scores_of(setting)
+    scores = scores_of(setting, names=(*EVERY_RUN, *JOINED))
     episodes = sample_episodes(jax.random.split(jax.random.key(7))[0], split.labels, n_episodes=5, n_shot=2, n_query=3)
     kernels = {name: np.asarray(layer["kernel"]) for name, layer in variables["params"]["joint"].items()}
     words = split.word_vectors @ kernels["a_text"]
@@ -65,7 +85,7 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
         x_s, x_q = unit(g_s - mean), unit(g_q - mean)
         coefficients = np.linalg.solve(x_s.T @ x_s + np.eye(6), x_s.T @ (y - y.mean(0)))
         everything = np.ones((len(s), 4), bool)
-        keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=0.6).keep
+        keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=0.53).keep
         keep = np.asarray(keep).reshape(len(s), -1)
         z_s, z_q = word_ridge.regions(fitted, f[s]), word_ridge.regions(fitted, f[q])
         w = split.word_vectors
@@ -76,24 +96,28 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
             "prototypes_centered": classify(x_q, [x_s[y[:, c]].mean(0) for c in range(C)]),
             "ridge": x_q @ coefficients + y.mean(0),
         }
-        predictions = {
-            "word_ridge": word_ridge.word_ridge(fitted, g_s, y, g_q, w),
-            "region_word_ridge": word_ridge.region_word_ridge(fitted, g_s, z_s, y, g_q, z_q, w),
-            "region_word_ridge_lcm": word_ridge.region_word_ridge(fitted, g_s, z_s, y, g_q, z_q, w, keep=keep),
+        ridges = {
+            "word_ridge": (None, None, 1.0),
+            "region_word_ridge": (z_s, z_q, 0.3),
+            "region_word_ridge_lcm": (z_s * keep[..., None], z_q, 0.3),
         }
+        for name, (support, queries, regulariser) in ridges.items():
+            adapted = word_ridge.adapt(fitted, g_s, support, y, w, beta=0.5, regulariser=regulariser)
+            value = word_ridge.scores(fitted, adapted, g_q, queries)
+            expected[name] = word_ridge.standardised(value, adapted.left_out, y)
         for name, kept in (("base_ridge", everything), ("lcm_ridge", keep)):
             p = unit(np.asarray(prototypes(u, y, kept)))
             priors = [0.5 * (c - c.mean(1, keepdims=True)) for c in (unit(u.mean(1)) @ p.T, unit(pooled) @ p.T)]
-            predictions[name] = word_ridge.kernel_ridge(x_s @ x_s.T, x_q @ x_s.T, *priors, y, 1.0)
-        expected |= {name: word_ridge.standardised(p, y) for name, p in predictions.items()}
-        assert set(scores.methods) == set(expected)
+            dual, left_out = word_ridge.solve(x_s @ x_s.T, priors[0], y, 1.0)
+            expected[name] = word_ridge.standardised(priors[1] + x_q @ x_s.T @ dual, left_out, y)
+        assert set(scores.methods) == {*expected, "lcm"}
         for name, value in expected.items():
             # float32 sums in another order; logits up to 10, standardised scores divided by a spread of about 0.1
             np.testing.assert_allclose(scores.methods[name][e], value, atol=2e-4, err_msg=name)
         for t, threshold in enumerate(THRESHOLDS):
             keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=threshold).keep
             value = classify(pooled, prototypes(u, y, np.asarray(keep).reshape(len(s), -1)))
-            np.testing.assert_allclose(scores.lcm[t, e], value, atol=2e-5)
+            np.testing.assert_allclose(scores.methods["lcm"][t, e], value, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +141,12 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
     scores = scores_of(
         (model, variables, split, None, None),
         2,
+        ("zero_shot", "base", "lcm"),
         thresholds=(0.5, 0.6),
-        fitted=None,
-        lcm=LCMOptions(selection=selection),
+        selection=selection,
     )
-    np.testing.assert_array_equal(scores.lcm[0], scores.methods["base"])
+    # theta = 0.5 keeps all; float32 in another program
+    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-6)
     s, q = (
         np.asarray(rows)[1]
         for rows in sample_episodes(
@@ -132,7 +157,7 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
     u = features.astype(np.float32).reshape(N, 4, 6) @ np.asarray(joint["a_visual"]["kernel"])
     words = split.word_vectors @ np.asarray(joint["a_text"]["kernel"])
     support = jnp.asarray(u[s])
-    raw, _ = loss_change(support, split.labels[s], words, scale=10.0, selection=selection)
+    raw, _ = loss_change(support, split.labels[s], words, scale=10.0, options=LCMOptions(selection=selection))
     keep = select_positions(raw, 0.6)
     assert 0.1 < keep.mean() < 0.95
     prototypes = jax.jit(
@@ -147,14 +172,16 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
 
     # float32 sums in another order; logits up to 10
     np.testing.assert_allclose(scores.methods["base"][1], by_hand(prototypes(np.ones_like(keep))), atol=2e-5)
-    np.testing.assert_allclose(scores.lcm[1, 1], by_hand(prototypes(keep)), atol=2e-5)
+    np.testing.assert_allclose(scores.methods["lcm"][1, 1], by_hand(prototypes(keep)), atol=2e-5)
     np.testing.assert_allclose(scores.methods["zero_shot"][1], classify(u[q].mean(1), words), atol=2e-5)
 
 
 def test_theta_one_half_is_base_exactly(setting):
     scores = scores_of(setting)
-    np.testing.assert_array_equal(scores.lcm[0], scores.methods["base"])
-    assert scores.kept[0] == 1 > scores.kept[1] > scores.kept[2]
+    kept = scores.statistics["lcm"]["kept"]
+    assert kept[0] == 1 > kept[1] > kept[2]  # every position, exactly
+    # float32 sums in the order of another program
+    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-6)
 
 
 def test_the_same_key_gives_the_same_episodes_for_any_number_of_them(setting):
@@ -164,17 +191,22 @@ def test_the_same_key_gives_the_same_episodes_for_any_number_of_them(setting):
 
 
 def test_without_base_images_and_thresholds_only_base_and_words(setting):
-    scores = scores_of(setting, thresholds=(), fitted=None)
-    assert set(scores.methods) == {"base", "zero_shot"} and scores.lcm.shape[0] == 0
+    scores = scores_of((*setting[:4], None), names=("zero_shot", "base"))
+    assert set(scores.methods) == {"base", "zero_shot"} and scores.statistics == {"base": {}, "zero_shot": {}}
 
 
 def test_embedding_in_batches_keeps_order(setting):
-    model, variables, split, features, fitted = setting
+    model, _, split, features, _ = setting
     rows = np.random.default_rng(1).permutation(N)
-    embedded = evaluate.embed(model, variables, split.inputs, rows, fitted)
+    made = create(model, *EVERY_RUN)
+    trained = trained_by(setting, made)
+    embedded = evaluate.embed(made, trained, split, rows)
+    arrays = {name: embedded[method.embed_key(trained[name])] for name, method in made.items()}
     # float32 means of halves
-    np.testing.assert_allclose(embedded.pooled, features[rows].astype(np.float32).mean((1, 2)), atol=1e-6)
-    assert embedded.regions.shape == (N, 4, 8) and embedded.regions.shape == (N, 4, 6)
+    for name in ("ridge", "region_word_ridge"):
+        np.testing.assert_allclose(arrays[name]["pooled"], features[rows].astype(np.float32).mean((1, 2)), atol=1e-6)
+    assert arrays["lcm"]["joint"].shape == (N, 4, 8) and arrays["region_word_ridge"]["regions"].shape == (N, 4, 6)
+    assert arrays["lcm"] is arrays["base"] and len(embedded) == 3  # what is alike is computed once
 
 
 def test_the_fit_is_on_all_base_images(setting):
@@ -187,7 +219,10 @@ def test_the_fit_is_on_all_base_images(setting):
 
 def test_calibration_is_logistic_regression(setting):
     scores = scores_of(setting, 20)
-    slope, intercept = evaluate.calibrate(scores)["word_ridge"]
+    made = create(setting[0], *EVERY_RUN)
+    calibration = evaluate.calibrate(made, scores)
+    assert list(calibration) == ["word_ridge", "region_word_ridge"]
+    slope, intercept = calibration["word_ridge"]
     s = scores.methods["word_ridge"].ravel()
     reference = LogisticRegression(C=np.inf).fit(s[:, None], scores.labels.ravel())
     # two optimisers, each stops when its loss hardly falls
@@ -197,43 +232,47 @@ def test_calibration_is_logistic_regression(setting):
 
 
 def test_summary_and_table(setting):
-    scores = scores_of(setting, 8)
-    summary, values = evaluate.summarise(scores, 2, {name: (1.0, -1.0) for name in evaluate.CALIBRATED})
-    assert tuple(summary["methods"]) == (*evaluate.METHODS, *evaluate.VARIANTS)
+    names = (*EVERY_RUN, *JOINED)
+    made, scores = create(setting[0], *names), scores_of(setting, 8, names)
+    scores = scores._replace(methods=scores.methods | {"lcm": scores.methods["lcm"][2]})
+    calibration = {name: (1.0, -1.0) for name, method in made.items() if method.calibrated}
+    summary, values = evaluate.summarise(made, scores, calibration)
+    assert tuple(summary["methods"]) == names
     assert 0 < summary["calibration_error"]["region_word_ridge"] < 1
-    lcm = multilabel_metrics(scores.lcm[2], scores.labels)["micro_f1"]
+    lcm = multilabel_metrics(scores.methods["lcm"], scores.labels)["micro_f1"]
     base = multilabel_metrics(scores.methods["base"], scores.labels)["micro_f1"]
     entry = summary["paired"]["lcm-base"]["micro_f1"]
     np.testing.assert_allclose(entry["mean"], np.mean(lcm - base))
     np.testing.assert_allclose(entry["ci95"], 1.96 * np.std(lcm - base, ddof=1) / np.sqrt(8))
+    assert summary["paired"].keys() >= {"word_ridge-ridge", "region_word_ridge-ridge", "lcm_ridge-word_ridge"}
     np.testing.assert_array_equal(values["lcm.micro_f1"], lcm.astype(np.float32))
-    for name, metrics in summary["methods"].items():  # of the values of all episodes the summary is the mean
+    for name, metrics in summary["methods"].items():  # the summary is the mean of all episodes' values
         for metric, value in metrics.items():
             assert values[f"{name}.{metric}"].shape == (8,)
             np.testing.assert_allclose(values[f"{name}.{metric}"].mean(), value["mean"], atol=1e-6)  # float32
-    result = {"dataset": "made_up", "n_shot": 2, "episodes": 8, "theta": {"chosen": 0.6}, **summary}
-    table = evaluate.results_table([result])
-    for name in (*evaluate.METHODS, "chance", "lcm - base", "made_up, 2-shot"):
+    result = {"dataset": "made_up", "n_shot": 2, "episodes": 8, "tuned": {"lcm": 0.6}, **summary}
+    table = results_table([result | {"validation": {"calibration": calibration}}])
+    for name in (*names, "chance", "lcm - base", "made_up, 2-shot", "lcm: theta 0.6"):
         assert name in table
     assert f"{100 * summary['methods']['base']['macro_ap']['mean']:.1f}" in table
 
 
 def test_lasos_protocol_draws_supports_of_its_own_and_queries_all_the_rest(setting, monkeypatch):
-    model, variables, split, features, fitted = setting
+    model, _, split, features, fitted = setting
     may_support = np.arange(N) % 3 == 0
     laso = split._replace(support=may_support)
-    options = {"key": jax.random.key(3), "n_episodes": 3, "n_shot": 2, "n_query": 1}
-    options |= {"thresholds": THRESHOLDS, "fitted": fitted, "ridge": RIDGE}
-    whole = evaluate.score_episodes(model, variables, laso, **options)
+    made = create(model, *EVERY_RUN)
+    trained, options = trained_by(setting, made), {"key": jax.random.key(3), "n_episodes": 3, "n_shot": 2, "n_query": 1}
+    whole = evaluate.score_episodes(made, trained, laso, **options)
     assert whole.labels.shape == (3, (~may_support).sum(), C)
     np.testing.assert_array_equal(whole.labels[1], split.labels[~may_support])
     # 100 queries in batches of 32: every query is scored by itself, so only the order of float32 sums differs.
     monkeypatch.setattr(evaluate, "_QUERY_BATCH", 32)
-    parts = evaluate.score_episodes(model, variables, laso, **options)
+    parts = evaluate.score_episodes(made, trained, laso, **options)
     for name, value in whole.methods.items():
         np.testing.assert_allclose(parts.methods[name], value, atol=2e-4, err_msg=name)
-    np.testing.assert_allclose(parts.lcm, whole.lcm, atol=1e-5)
-    np.testing.assert_allclose(parts.kept, whole.kept)
+    np.testing.assert_allclose(parts.methods["lcm"], whole.methods["lcm"], atol=1e-5)
+    np.testing.assert_allclose(parts.statistics["lcm"]["kept"], whole.statistics["lcm"]["kept"])
 
     # One episode by hand, with the support that its key draws.
     pool = np.flatnonzero(may_support)
@@ -246,59 +285,72 @@ def test_lasos_protocol_draws_supports_of_its_own_and_queries_all_the_rest(setti
     np.testing.assert_allclose(whole.methods["ridge"][2], expected, atol=2e-4)
 
 
-def nearest(trained, key, support, labels, query, word_vectors):
-    """A made-up peer that sees all it is given: of every label the best support photo, and a little noise."""
-    near = jnp.exp(-jnp.abs(query.mean(1)[:, None] - support.mean(1)).sum(-1))  # [Q, S]
-    best = jnp.where(labels, near[..., None], 0).max(axis=1)
-    return trained * best + 0.01 * jax.random.uniform(key, best.shape) + 1e-3 * word_vectors[:, 0]
+@dataclasses.dataclass(frozen=True)
+class Nearest(Method):
+    """A made-up peer that sees all it is given: the best support photo of every label, and a little of the words."""
+
+    on_request: ClassVar[bool] = True
+
+    def embed(self, trained, features):
+        return {"regions": features}
+
+    def fit(self, trained, images, labels, words):
+        return {"mean": images["regions"].mean(1), "labels": labels, "words": words}
+
+    def score(self, trained, state, images):
+        near = jnp.exp(-jnp.abs(images["regions"].mean(1)[:, None] - state["mean"]).sum(-1))  # [Q, S]
+        best = jnp.where(state["labels"], near[..., None], 0).max(axis=1)
+        return trained["weight"] * best + 1e-3 * state["words"][:, 0]
 
 
 @pytest.mark.parametrize("laso", [False, True])
-def test_peers_see_the_episodes_of_the_other_methods(setting, monkeypatch, laso):
+def test_peers_see_the_episodes_of_the_other_methods(setting, monkeypatch, capsys, laso):
     _, _, split, features, _ = setting
     if laso:
         split = split._replace(support=np.arange(N) % 3 == 0)
     monkeypatch.setattr(evaluate, "_QUERY_BATCH", 32)  # 100 queries of LaSO's protocol in four parts
     key, options = jax.random.key(7), {"n_episodes": 3, "n_shot": 2, "n_query": 3}
-    got, truth = evaluate.score_peer(nearest, 0.5, split, key=key, **options, name="nearest")
-    episode_key, peer_key = jax.random.split(key)
-    supports, queries = evaluate.draw(episode_key, split, *options.values())
+    trained = {"weight": np.float32(0.5)}
+    got = evaluate.score_episodes({"nearest": Nearest()}, {"nearest": trained}, split, key=key, **options)
+    assert "nearest: " in capsys.readouterr().err  # its progress
+    supports, queries = evaluate.draw(jax.random.split(key)[0], split, *options.values())
     f = features.astype(np.float32).reshape(N, 4, 6)
-    for e, (s, q, k) in enumerate(zip(supports, queries, jax.random.split(peer_key, 3), strict=True)):
-        np.testing.assert_array_equal(truth[e], split.labels[q])
-        first, done = q[:32], min(len(q), 32)  # noise is drawn for each part anew
-        filled = np.concatenate([first, np.full(min(32, len(q)) - done, first[-1])])
-        expected = nearest(0.5, k, f[s], split.labels[s], f[filled], split.word_vectors)
-        np.testing.assert_allclose(got[e, :done], expected, atol=1e-5)  # float32, under jit
+    for e, (s, q) in enumerate(zip(supports, queries, strict=True)):
+        np.testing.assert_array_equal(got.labels[e], split.labels[q])
+        near = np.exp(-np.abs(f[q].mean(1)[:, None] - f[s].mean(1)).sum(-1))
+        best = np.where(split.labels[s], near[..., None], 0).max(axis=1)
+        expected = 0.5 * best + 1e-3 * split.word_vectors[:, 0]
+        np.testing.assert_allclose(got.methods["nearest"][e], expected, atol=1e-5)  # float32, under jit
     if not laso:
-        np.testing.assert_array_equal(truth, scores_of(setting, 3, thresholds=(), fitted=None).labels)
-    else:  # the last part is filled up: its last query stands at the right place
-        last = nearest(0.5, k, f[s], split.labels[s], f[[*q[96:], *([q[-1]] * 28)]], split.word_vectors)
-        np.testing.assert_allclose(got[2, 96:], last[:4], atol=1e-5)
+        np.testing.assert_array_equal(got.labels, scores_of(setting, 3, ("base",)).labels)
 
 
-class Halved(nn.Module):
-    """A backbone in miniature."""
-
-    @nn.compact
-    def __call__(self, photos, train: bool = False):
-        return photos * self.param("scale", nn.initializers.constant(0.5), ())
-
-
-def test_peers_get_the_features_of_a_trained_backbone(setting):
-    model, variables, split, features, _ = setting
-    assert evaluate.with_features(model, variables, split) is split  # frozen: these are the inputs
-    model = BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4, backbone=Halved())
-    variables = {"params": variables["params"] | {"backbone": {"scale": jnp.float32(0.25)}}}
-    view = evaluate.with_features(model, variables, split)
-    rows = np.array([5, 149, 5])
-    np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
-    assert view.labels is split.labels
+def test_one_method_on_episodes_of_ones_own(setting):
+    model, _, split, features, fitted = setting
+    made = create(model, "ridge", "region_word_ridge", "lcm")
+    trained = trained_by(setting, made)
+    keys = jax.random.split(jax.random.key(7))[0]
+    episodes = sample_episodes(keys, split.labels, n_episodes=3, n_shot=2, n_query=3)
+    expected = scores_of(setting, 3, tuple(made))
+    for name, method in made.items():
+        data = features, split.labels, split.word_vectors
+        scores, truth = mlfsic_jax.evaluate(method, trained[name], *data, episodes)
+        np.testing.assert_array_equal(truth, expected.labels)
+        np.testing.assert_allclose(scores, expected.methods[name], atol=1e-6, err_msg=name)
+    # A single episode, without words, for a method that needs none.
+    one = sample_episode(jax.random.fold_in(keys, 1), split.labels, n_shot=2, n_query=3)
+    scores, truth = mlfsic_jax.evaluate(made["ridge"], trained["ridge"], features, split.labels, None, one)
+    np.testing.assert_array_equal(truth[0], split.labels[np.asarray(one.query)])
+    x = unit(features.astype(np.float32).reshape(N, 4, 6).mean(1) - np.asarray(fitted.mean))
+    s, q = map(np.asarray, one)
+    y = split.labels[s].astype(np.float32)
+    by_hand = x[q] @ np.linalg.solve(x[s].T @ x[s] + np.eye(6), x[s].T @ (y - y.mean(0))) + y.mean(0)
+    np.testing.assert_allclose(scores[0], by_hand, atol=2e-4)
 
 
 def test_scores_that_are_not_finite_are_refused(setting):
     evaluate.require_finite("lcm", np.zeros((3, 2)))
-    with pytest.raises(InputError, match=r"scores of lcm are not finite in 2 of 3 episodes, the first is number 1"):
+    with pytest.raises(InputError, match=r"scores of lcm are not finite in 2 of 3 episodes, first in number 1"):
         evaluate.require_finite("lcm", np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, -np.inf]]))
     model, variables, *rest = setting
     spoilt = jax.tree.map(lambda x: x * jnp.nan, variables)

@@ -1,5 +1,6 @@
-"""The backbone that takes photos, in float32 and in bfloat16."""
+"""The backbone that takes photos, in float32 and in bfloat16, and the features that methods get of it."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from mlfsic_jax import backbones
 from mlfsic_jax.backbones.conv4 import Conv4
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.features import View
 from mlfsic_jax.run import config, inputs
 
 
@@ -60,3 +63,26 @@ def test_a_cpu_computes_in_float32_unless_told():
     assert jax.default_backend() != "cpu" or inputs.compute_dtype(settings) == "float32"
     settings.compute_dtype = "bfloat16"
     assert inputs.compute_dtype(settings) == "bfloat16"
+
+
+class Halved(nn.Module):
+    """A backbone in miniature."""
+
+    @nn.compact
+    def __call__(self, photos, train: bool = False):
+        return photos * self.param("scale", nn.initializers.constant(0.5), ())
+
+
+def test_peers_get_the_features_of_a_trained_backbone():
+    features = np.random.default_rng(0).random((150, 2, 2, 6)).astype(np.float16)
+    split = View(lambda rows: features[rows], np.ones((150, 3), bool), np.ones((3, 5), np.float32), ("a", "b", "c"))
+    frozen = inputs.Inputs(BaseModel(), {"novel": split}, split, None, {})
+    assert inputs.feature_views(frozen) == {"novel": split, "base": split}  # these are the inputs
+    trained = frozen._replace(model=BaseModel(backbone=Halved()))
+    variables = {"params": {"backbone": {"scale": jnp.float32(0.25)}, "joint": {}}}
+    views = inputs.feature_views(trained, variables)
+    assert views.keys() == {"novel", "base"}
+    rows = np.array([5, 149, 5])
+    for view in views.values():
+        np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
+        assert view.labels is split.labels

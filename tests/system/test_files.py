@@ -1,5 +1,6 @@
 """Files are whole or absent, locked while in use, and refused once they have rotted."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -67,7 +68,30 @@ def test_what_cannot_be_written_leaves_the_former_file(tmp_path, monkeypatch):
     assert path.read_text() == "[\n 1\n]"
 
 
-HOLD = "import sys, time, pathlib; from mlfsic_jax import files\n"
+def test_the_user_s_own_files_beside_are_left_alone(tmp_path):
+    for name in ("x.part", "x.json.part", ".x.json.part"):
+        (tmp_path / name).write_text("mine")
+    files.write_json(tmp_path / "x.json", [1])
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.part", "x.json.part", ".x.json.part"}
+    assert all(path.read_text() == "mine" for path in tmp_path.iterdir() if path.suffix == ".part")
+
+
+def test_a_block_that_fails_leaves_nothing_and_names_the_file(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("former")
+    with pytest.raises(ZeroDivisionError), files.atomic(path) as part:
+        part.write_text("half")
+        raise ZeroDivisionError
+    with pytest.raises(OSError) as full, files.atomic(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert full.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.csv"] and path.read_text() == "former"
+    with pytest.raises(FileNotFoundError) as absent, files.atomic(tmp_path / "gone" / "x.csv") as part:
+        part.write_text("whole")
+    assert absent.value.filename == str(tmp_path / "gone" / "x.csv")
+
+
+HOLD = "import sys, time, pathlib; from mlfsic_jax.system import files\n"
 HOLD += "with files.lock(pathlib.Path(sys.argv[1]), 'x'): print('locked', flush=True); time.sleep(60)"
 
 

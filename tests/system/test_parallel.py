@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ import pytest
 from mlfsic_jax.system.parallel import prefetch
 from tests.tiny import TINY, share_compiled
 
-ROOT = Path(__file__).parents[2]
 FIELDS = TINY | {
     "lcm.during_training": True,
     "train.episodes_per_epoch": 8,
@@ -40,12 +38,12 @@ def command(workdir, cache, **fields):
 
 def environment(n_devices, **more):
     # Many host devices on few cores need more threads than there are cores, or they wait for each other for ever.
-    flags = f"--xla_force_host_platform_device_count={n_devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n_devices}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "32"} | more
 
 
 def run(arguments, **env):
-    done = subprocess.run(arguments, env=environment(**env), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(arguments, env=environment(**env), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -80,18 +78,20 @@ def one_device(tmp_path_factory):
 
 
 def test_reading_ahead_keeps_the_order_and_passes_errors_on():
-    read, reading = [], threading.Semaphore(0)
+    read, reading, another = [], threading.Semaphore(0), threading.Event()
 
     def slowly(i):
-        time.sleep(0.01 * abs(3 - i))
+        if i == 0:
+            another.wait(timeout=60)
         read.append(i)
+        another.set()
         reading.release()
         return 10 // (4 - i)
 
     results = prefetch(slowly, range(6), readers=3, ahead=3)
     assert [next(results), next(results)] == [2, 3]
     for _ in range(3):
-        assert reading.acquire(timeout=5)  # without being asked
+        assert reading.acquire(timeout=60)  # without being asked
     assert read[0] != 0  # side by side
     assert [next(results), next(results)] == [5, 10]
     with pytest.raises(ZeroDivisionError):
@@ -135,7 +135,6 @@ def start_two(workdir, cache, **fields):
         subprocess.Popen(
             command(workdir, cache, **fields),
             env=environment(2, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number)),
-            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -180,15 +179,13 @@ def test_two_processes_stop_together_and_go_on(one_device):
 def test_a_checkpoint_goes_on_with_other_devices(one_device):
     """The first epoch on one device, the second on four: the numbers of one device all the way."""
     workdir = one_device / "mixed"
-    stop = "import sys; from mlfsic_jax import train\n"
-    stop += "def stops(*a, **k): raise KeyboardInterrupt\n"
-    stop += "save = train.Checkpoints.save\n"
-    stop += "def save_and_stop(self, *a): save(self, *a); self.wait(); stops()\n"
-    stop += "train.Checkpoints.save = save_and_stop\n"
-    stop += "from absl import app; from mlfsic_jax.main import main, parse; app.run(main, flags_parser=parse)"
+    stop = "from absl import app\nfrom mlfsic_jax.main import main, parse\n"
+    stop += "from mlfsic_jax.run.checkpoint import Checkpoints\nsave = Checkpoints.save\n"
+    stop += "def save_and_stop(self, *a): save(self, *a); self.wait(); raise KeyboardInterrupt\n"
+    stop += "Checkpoints.save = save_and_stop\napp.run(main, flags_parser=parse)"
     arguments = command(workdir, one_device / "cache")
     arguments[1:3] = ["-c", stop]
-    done = subprocess.run(arguments, env=environment(1), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(arguments, env=environment(1), capture_output=True, text=True, timeout=600)
     assert done.returncode == 130 and "interrupted: the same command goes on" in done.stderr, done.stderr[-2000:]
     out = run(command(workdir, one_device / "cache"), n_devices=4)
     assert "continuing at epoch 1 of 2" in out

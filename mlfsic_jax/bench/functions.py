@@ -1,0 +1,172 @@
+"""Cases of single functions of the library: episodes, LCM, prototypes, and how an episode's cost grows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mlfsic_jax.bench import made_up
+from mlfsic_jax.bench.measure import Case
+from mlfsic_jax.core.episodes import sample_episodes
+from mlfsic_jax.core.functional import cosine_logits
+from mlfsic_jax.core.lcm import LCMOptions, lcm_select, select_positions
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.core.prototypes import Prototypes
+from mlfsic_jax.system import parallel
+
+_NOISE = 1.05  # what may be lost where "no slower" is asked
+
+
+def sample_episode(quick: bool) -> Iterator[Case]:
+    """200 episodes of COCO's train split; per episode, every label looks twice at its images."""
+    n_images, n_labels, n_positives = (300, 4, 200) if quick else made_up.COCO
+    labels, n = made_up.label_matrix(n_images, n_labels, n_positives), 2 if quick else 200
+    bits = jax.jit(lambda key: jax.random.bits(key, (int(labels.sum()),)))
+    key = jax.random.key(0)
+    for n_shot in (1, 5):
+        yield Case(
+            f"sample_episode, {n} of {n_images} x {n_labels}, {n_shot}-shot",
+            lambda n_shot=n_shot: sample_episodes(key, labels, n_episodes=n, n_shot=n_shot, n_query=4),
+            {"its random numbers": lambda: [bits(jax.random.fold_in(key, i)) for i in range(n)]},
+            work=n * 2 * 9.0 * labels.sum(),
+            kind="copy",
+            targets={"seconds": 4},
+        )
+
+
+def lcm(quick: bool) -> Iterator[Case]:
+    """``lcm_select`` in the joint space, and from the backbone's features with the projection."""
+    n_labels, steps, side, d, n = (3, 2, 2, 8, 16) if quick else (16, 20, 7, 512, 2048)
+    n_positions = side * side
+    for width in (d, n):
+        functions = {}
+        for n_images in (2, 3) if quick else (6, 80, 320):
+            features, labels, words, projection = made_up.lcm_case(n_images, side, width, n_labels, d)
+            project = {} if width == d else {"projection": projection}
+            select = functools.partial(jax.jit(functools.partial(lcm_select, steps=steps)), features, labels, words)
+            functions[n_images] = select = functools.partial(select, **project)
+            if width == d:
+                reference = {"u u' and u w' of each image": functools.partial(_products, features, words)}
+                work = 2.0 * n_images * n_positions * (n_positions + n_labels) * d
+            else:
+                reference = {"the projection alone": functools.partial(made_up.projected, features, projection)}
+                work = 2.0 * n_images * n_positions * d * (n + n_positions + n_labels)
+            targets = {"ratio": 3, "pytorch": 8} if width == d else {"ratio": 1.4}
+            yield Case(
+                f"lcm_select, {n_images} x {side}x{side}x{width}, {n_labels} labels",
+                select,
+                reference,
+                work=work,
+                pytorch=("lcm", features, labels, words, project.get("projection"), steps),
+                targets=targets if n_images == 80 else {},
+            )
+        few, many = list(functions)[-2:]
+        yield Case(
+            f"lcm_select, {many} x {side}x{side}x{width}, per image",
+            functions[many],
+            {f"{few} images, per image": functions[few]},
+            work=work,
+            per=many / few,
+            targets={"ratio": _NOISE},
+        )
+
+
+def prototypes(quick: bool) -> Iterator[Case]:
+    """The prototypes of 16 labels from 5 shots, with all positions."""
+    n_labels, n_shot, n_positions, d, d_dynamic = (3, 2, 4, 8, 4) if quick else (16, 5, 49, 512, 64)
+    module = Prototypes(n_heads=2 if quick else 8, d_dynamic=d_dynamic, n_dynamic=4 if quick else 16)
+    rng, n_images = np.random.default_rng(0), n_labels * n_shot
+    regions = jnp.asarray(rng.random((n_images, n_positions, d)), jnp.float32)
+    words = jnp.asarray(rng.normal(size=(n_labels, d)), jnp.float32)
+    labels = jnp.asarray(np.repeat(np.eye(n_labels, dtype=bool), n_shot, axis=0))
+    variables = jax.jit(module.init)(jax.random.key(0), regions, labels, words)
+    apply = jax.jit(module.apply)
+    kernels = [variables["params"]["dynamic"][name]["kernel"] for name in ("kernel_1", "kernel_2")]
+    generate = jax.jit(lambda words, kernels: [words @ kernel for kernel in kernels])
+    yield Case(
+        f"prototypes, {n_images} x {n_positions} x {d}, {n_labels} labels",
+        lambda: apply(variables, regions, labels, words),
+        {"both kernel generators alone": lambda: generate(words, kernels)},
+        work=made_up.prototype_work(n_labels, n_images * n_positions, d, d_dynamic),
+        pytorch=("prototypes", module, variables["params"], regions, labels, words),
+    )
+
+
+def scaling(quick: bool) -> Iterator[Case]:
+    """``lcm_select`` mapped over 1, 2, 4 and 8 devices; a CPU's are threads that share its cores."""
+    n_images, side, d, n_labels, steps = (8, 2, 8, 3, 2) if quick else (320, 7, 512, 16, 20)
+    arrays = made_up.lcm_case(n_images, side, d, n_labels, d)[:3]
+    specs = (PartitionSpec(parallel.AXIS), PartitionSpec(parallel.AXIS), PartitionSpec())
+    functions = {}
+    for n_devices in (n for n in (1, 2, 4, 8) if n <= jax.device_count()):
+        devices = jax.devices()[:n_devices]
+        mesh = jax.make_mesh((n_devices,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        select = functools.partial(lcm_select, steps=steps)
+        mapped = jax.shard_map(select, mesh=mesh, in_specs=specs, out_specs=specs[0])
+        placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, specs, strict=True)]
+        functions[n_devices] = functools.partial(jax.jit(mapped), *placed)
+        yield Case(
+            f"lcm_select, {n_images} x {side}x{side}x{d}, mapped over {n_devices} of {len(jax.devices())} devices",
+            functions[n_devices],
+            {"1 device": functions[1]},
+            work=2.0 * n_images * side * side * (side * side + n_labels) * d,
+        )
+
+
+def growth(quick: bool) -> Iterator[Case]:
+    """How the cost of an episode grows with each of its sizes, the others fixed: time ~ size^exponent."""
+    side, n, d = (2, 16, 8) if quick else (7, 2048, 512)
+    model = BaseModel(d_joint=d, n_heads=2, d_dynamic=4) if quick else BaseModel()
+    usual = {"images": 80, "labels": 16, "shots": 1, "regions": side * side}
+    grid = {
+        "images": (20, 40, 80, 160, 320),
+        "labels": (16, 32, 64, 128),
+        "shots": (1, 2, 4, 8, 16),
+        "regions": (16, 49, 100, 196),
+    }
+    if quick:
+        usual, grid = usual | {"images": 6, "labels": 3}, {name: grid[name][:2] for name in ("images", "regions")}
+    run = jax.jit(functools.partial(one_episode, model))
+    for name, values in grid.items():
+        by_size = {}
+        for value in values:
+            sizes = usual | {name: value}
+            n_images = sizes["images"] if name != "shots" else sizes["labels"] * value
+            support, labels, words, queries = made_up.growth_case(n_images, sizes["labels"], sizes["regions"], n)
+            variables = made_up.random_variables(model, support, support, labels, labels, words)
+            by_size[value] = functools.partial(run, variables, support, labels, words, queries)
+        n_regions = n_images * sizes["regions"]
+        yield Case(
+            f"an episode, growth with {name} ({values[0]} to {values[-1]})",
+            by_size[values[-1]],
+            {f"{values[0]} {name}": by_size[values[0]]},
+            work=2.0 * n_regions * d * (n + sizes["regions"] + sizes["labels"])
+            + made_up.prototype_work(sizes["labels"], n_regions, d, model.d_dynamic),
+            targets={"exponent": 1.1} if name in ("images", "labels") else {},
+            sizes=by_size,
+        )
+
+
+def one_episode(model: BaseModel, variables, support, labels, word_vectors, queries):
+    """From cached features to LCM's scores of the queries: projection, importance, selection, prototypes, cosines."""
+    return model.apply(variables, support, labels, word_vectors, queries, method=_episode)
+
+
+def _episode(model: BaseModel, support, labels, word_vectors, queries):
+    regions, words = model.regions(support), model.words(word_vectors)
+    keep = select_positions(model.lcm_scores(regions, labels, words, LCMOptions()), 0.53, scale=model.scale)
+    prototypes = model.prototypes(regions, labels, words, keep)
+    return cosine_logits(model.regions(queries)[:, 0], prototypes, model.scale)
+
+
+@jax.jit
+def _products(features, words):
+    """u u' and u w' of each image, one at a time: [S, h, w, d], [C, d] -> [S, L, L], [S, L, C]."""
+    with jax.default_matmul_precision("highest"):
+        u = features.reshape(len(features), -1, features.shape[-1])
+        return jax.lax.map(lambda u: (u @ u.T, u @ words.T), u)

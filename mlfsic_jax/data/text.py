@@ -1,0 +1,53 @@
+"""Text and CSV files, read line by line; a malformed one is reported with its name and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator
+
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import MAX_LINE, reason, reported
+
+
+def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple[int, str]]:
+    """Yields (number, line) of the lines that are not blank, unpacking ``.gz``; spaces at their ends are cut.
+
+    Raises:
+      InputError: the file cannot be read, is not UTF-8, or has a line beyond a megabyte; ``hint`` says what to do.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if len(raw) > MAX_LINE:
+                    raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: {hint}")
+                if line := raw.decode("utf-8").rstrip(" \t\r\n"):
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason}): {hint}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        where = f" after line {number}" if number else ""
+        raise InputError(f"{path} cannot be read{where} ({reason(error)}): {hint}") from error
+
+
+def csv_rows(path: pathlib.Path, hint: str, longest: int) -> Iterator[tuple[str, list[str]]]:
+    """Yields (file and line, fields) of the first row, then of every other row, which must have as many fields.
+
+    Raises:
+      InputError: the file is malformed or a field is longer than ``longest`` characters; ``hint`` says what to do.
+    """
+    csv.field_size_limit(longest)  # of the whole process; others may have changed it
+    report = reported(f"{path} cannot be read", hint, (OSError, UnicodeDecodeError, csv.Error))
+    with report, open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        columns = next(reader, [])
+        yield f"{path}, line 1", columns
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if row and len(row) != len(columns):
+                raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
+            if row:
+                yield where, row

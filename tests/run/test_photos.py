@@ -1,0 +1,47 @@
+"""Photos as a user has them: paths, images, arrays, and what is none."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlfsic_jax.run.classifier import fit, predict_each
+from mlfsic_jax.system.errors import InputError
+
+
+def test_paths_images_and_arrays_are_the_same(model, support, tmp_path):
+    few = fit(model, *support, method="ridge")
+    pixels = np.asarray(Image.open(support[0][0]))
+    kinds = [support[0][0], str(support[0][0]), Image.open(support[0][0]), pixels]
+    rows = [few.predict(kind).probabilities for kind in kinds]
+    rows.append(few.predict(kinds).probabilities[3:])
+    assert all(np.allclose(row, rows[0], atol=1e-6) for row in rows)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "clear.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    for path in sorted(tmp_path.iterdir()):
+        by_path, by_image = (few.predict(photo).probabilities for photo in (path, Image.open(path)))
+        np.testing.assert_allclose(by_path, by_image, atol=1e-6, err_msg=path.name)
+        assert np.abs(by_path - rows[0]).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("photo", "complaint"),
+    [
+        ("none.png", "photo none.png cannot be read from none.png: No such file"),
+        (np.zeros((4, 4, 3), np.float32), r"photo number 2 is float32 \[4, 4, 3\]: give a path"),
+        (b"bytes", "photo number 2 is bytes: give a path"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "photo number 2 is Image: give a path"),
+    ],
+)
+def test_what_is_no_photo(model, support, photo, complaint):
+    few = fit(model, *support, method="ridge")
+    with pytest.raises(InputError, match=complaint):
+        few.predict([support[0][0], photo])
+    rows = list(predict_each(few, [support[0][0], photo, support[0][1]]))
+    assert [isinstance(row, InputError) for row in rows] == [False, True, False]
+    with pytest.raises(InputError, match=complaint):
+        fit(model, [support[0][0], photo], ["sea", "kelp"], method="ridge")

@@ -1,0 +1,49 @@
+"""One training step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.features import View
+from mlfsic_jax.run.step import Batch, Objective, create_optimizer, create_train_state, train_step
+
+
+def test_schedule_warms_up_then_decays():
+    _, schedule = create_optimizer(0.5, 10, 50, "cosine")
+    np.testing.assert_allclose([schedule(i) for i in (1, 5, 10)], [0.05, 0.25, 0.5], rtol=1e-6)
+    np.testing.assert_allclose([schedule(i) for i in (30, 50)], [0.25, 0.0], atol=1e-7)  # half a cosine
+    np.testing.assert_allclose(create_optimizer(0.5, 10, 50, "constant")[1](49), 0.5)
+
+
+def test_train_step_is_adam_on_the_mean_loss_of_its_episodes():
+    rng = np.random.default_rng(0)
+    model = BaseModel(d_joint=4, n_heads=2, d_dynamic=5, n_dynamic=2, dropout=0.0)
+    batch = Batch(
+        *(rng.random((2, n, 1, 2, 3)).astype(np.float32) for n in (3, 4)),
+        *(rng.random((2, n, 2)) < 0.7 for n in (3, 4)),
+    )
+    words = rng.normal(size=(2, 5)).astype(np.float32)
+    split = View(lambda rows: batch.support[0, rows], batch.support_labels[0], words, ("a", "b"))
+    optimizer = optax.adam(0.1)
+    state = create_train_state(jax.random.key(0), model, split, optimizer)
+
+    def loss(params):  # one episode after the other
+        losses = []
+        for episode in zip(*batch, strict=True):
+            noise = {"dropout": jax.random.key(0)}
+            cm, query = model.apply({"params": params}, *episode, words, method="losses", rngs=noise)
+            losses.append(cm + 3.0 * query)
+        return sum(losses) / 2
+
+    # Adam's first step is lr * g / (|g| + eps).
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g) + 1e-8), state.params, jax.grad(loss)(state.params))
+    before = jax.device_get(state.params)
+    objective = Objective(model, optimizer, gamma=3.0)
+    new, (cm, query) = train_step(state, jax.random.key(1), batch, words, objective)
+    np.testing.assert_allclose(cm + 3.0 * query, loss(before), rtol=1e-5)
+    # float32; where a gradient is about zero its sign may be lost
+    close = jax.tree.map(lambda a, b: float(np.isclose(a, b, atol=1e-4).mean()), new.params, expected)
+    assert min(jax.tree.leaves(close)) > 0.95
+    assert int(new.step) == 1

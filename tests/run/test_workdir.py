@@ -1,0 +1,46 @@
+"""A workdir belongs to one run, and says where its results come from."""
+
+import json
+import os
+import re
+
+import jax
+import pytest
+
+import mlfsic_jax
+from mlfsic_jax.run.experiment import train_and_evaluate
+from mlfsic_jax.run.workdir import MetricsLog, open_workdir
+from mlfsic_jax.system.errors import InputError
+from tests.tiny import longer
+
+
+def test_two_runs_in_one_workdir_are_refused(undisturbed):
+    folder, _ = undisturbed
+    with (
+        open_workdir(folder / "run"),
+        pytest.raises(InputError, match=rf"another run has the workdir .*run: .*choose another.*{os.getpid()}"),
+    ):
+        train_and_evaluate(longer(folder), folder / "run")
+
+
+def test_a_workdir_of_another_run_is_refused(undisturbed):
+    folder, _ = undisturbed
+    with pytest.raises(InputError, match=r"other settings, train.learning_rate \(there 0.002, now 0.1\)"):
+        train_and_evaluate(longer(folder, **{"train.learning_rate": 0.1}), folder / "run")
+
+
+def test_results_say_where_they_come_from(undisturbed):
+    folder, results = undisturbed
+    (provenance,) = [entry["provenance"] for entry in results]
+    trained_with = json.loads((folder / "run" / "trained_with.json").read_text())
+    assert provenance["inputs"] == trained_with["inputs"] and len(provenance["inputs"]["dataset"]) >= 12
+    assert provenance["packages"]["jax"] == jax.__version__
+    assert provenance["mlfsic_jax"]["version"] == mlfsic_jax.__version__
+    assert re.fullmatch("[0-9a-f]{64}", provenance["mlfsic_jax"]["sha256"])
+
+
+def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n{"n_shot": 1, "step": 4}\n{"n_sh')
+    MetricsLog(path, {"n_shot": 1}, after_step=2)
+    assert path.read_text() == '{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n'

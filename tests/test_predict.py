@@ -1,0 +1,140 @@
+"""The command that labels photos: its files, its lines, and mistakes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mlfsic_jax import predict
+from mlfsic_jax.run.classifier import fit, labels_above
+
+
+@pytest.fixture
+def user(frozen, tmp_path, monkeypatch):
+    """A folder as a user has it: photos, two of them bad, and a support.csv of five lines."""
+    monkeypatch.chdir(tmp_path)
+    source = sorted((frozen[1].parent / "photos/photos").iterdir())
+    for i, path in enumerate(source[:20]):
+        target = tmp_path / "mine" / ("deeper" if i % 4 == 0 else "") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (tmp_path / "mine" / "notes.txt").write_text("no photo")
+    for i, path in enumerate(source[20:25]):
+        shutil.copy(path, tmp_path / f"example{i}.png")
+    labels = ["kelp", "kelp|sea", "pine tree", "sea", ""]
+    lines = ["file,labels", *(f"example{i}.png,{names}" for i, names in enumerate(labels))]
+    (tmp_path / "support.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def arguments(frozen, **changes):
+    flags = {"workdir": frozen[1], "support": "support.csv", "images": "mine", "out": "out.csv"}
+    flags["cache_dir"] = jax.config.jax_compilation_cache_dir
+    return [f"--{name}={value}" for name, value in (flags | changes).items()]
+
+
+@pytest.fixture(autouse=True)
+def keep_compilation_cache():
+    """The command sets it for its process, which here is that of all tests."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_command(frozen, user, model):
+    command = [sys.executable, "-m", "mlfsic_jax.predict", *arguments(frozen)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "best on validation labels" in done.stdout and "wrote out.csv: 20 photos, 3 labels" in done.stdout
+    assert "predicting: 20/20 photos" in done.stderr and "Traceback" not in done.stderr
+    with open("out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "labels", "kelp", "sea", "pine tree"] and len(rows) == 20
+    few = fit(model, [f"example{i}.png" for i in range(5)], [["kelp"], ["kelp", "sea"], ["pine tree"], ["sea"], []])
+    for row in rows:
+        (p,) = few.predict(row["file"]).probabilities
+        np.testing.assert_allclose([float(row[name]) for name in few.label_names], p, atol=1e-4)  # four decimals
+        assert row["labels"] == "|".join(labels_above(few, p))
+
+
+def test_json_and_photos_that_cannot_be_read(frozen, user, capsys):
+    for name, content in (("cut.png", Path("example0.png").read_bytes()[:300]), ("text.jpg", b"not a photo")):
+        Path("mine", name).write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        predict.main([*arguments(frozen, out="out.json", method="prototypes"), "--images", "example0.png", "mine/00*"])
+    assert caught.value.code == predict.UNREADABLE == 3
+    captured = capsys.readouterr()
+    bad = [line for line in captured.err.splitlines() if line.startswith("unreadable: ")]
+    assert len(bad) == 2 and "mine/cut.png" in bad[0] and "mine/text.jpg" in bad[1]
+    assert "wrote out.json: 21 photos, 3 labels, 2 unreadable photos left out" in captured.out
+    content = json.loads(Path("out.json").read_text())
+    assert content["method"] == "prototypes" and content["thresholds"] == {"kelp": 0.5, "sea": 0.5, "pine tree": 0.5}
+    assert [entry["file"] for entry in content["unreadable"]] == ["mine/cut.png", "mine/text.jpg"]
+    assert len(content["photos"]) == 21 and content["photos"][-1]["file"] == "example0.png"
+    for photo in content["photos"]:
+        assert set(photo["labels"]) == {name for name, p in photo["probabilities"].items() if p > 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "complaint"),
+    [
+        ({"out": "out.txt"}, None, "--out=out.txt must end in .csv or .json"),
+        ({"out": "none/out.csv"}, None, "--out=none/out.csv cannot be written"),
+        ({"support": "none.csv"}, None, "--support=none.csv: no such file"),
+        ({"images": "none"}, None, "--images=none is no file, no folder and no pattern"),
+        ({"images": "empty"}, None, "--images=empty holds no photos"),
+        ({"images": "support.csv"}, None, "none of the 1 photos can be read"),
+        ({"workdir": "mine"}, None, "mine holds no model"),
+        ({"n_shot": "5"}, None, "has no model for 5 shots, only for 1"),
+        ({"n_shot": "five"}, None, "invalid int value: 'five'"),
+        ({"method": "cnn"}, None, "invalid choice: 'cnn'"),
+        ({}, "file,labels\nexample0.png,kelp\nexample1.png,kepl\n", "'kepl' (missing: kepl)"),
+        ({}, "file,kelp,sea,sun\nexample0.png,1,0,0\nexample1.png,0,1,0\n", "label 'sun' has no support photo"),
+        ({}, "file,labels\nexample0.png,kelp\nnone.png,sea\n", "photo none.png cannot be read"),
+        ({}, "file,labels\nexample0.png,kelp\nsupport.csv,sea\n", "photo support.csv is not a photo of any known kind"),
+        ({}, "name,labels\nexample0.png,kelp\n", "support.csv, line 1: the columns must be file,labels"),
+        ({}, "file,labels\n", "support.csv names no photo"),
+        ({}, "file,labels\nexample0.png,labels\nexample1.png,sea\n", "a label called file or labels"),
+    ],
+)
+def test_mistakes_of_the_user_end_in_one_line(frozen, user, capsys, changes, table, complaint):
+    (user / "empty").mkdir()
+    if table is not None:
+        (user / "support.csv").write_text(table)
+    with pytest.raises(SystemExit) as caught:
+        predict.main(arguments(frozen, **{"method": "word_ridge"} | changes))
+    line = str(caught.value.code)
+    assert line.startswith("error: ") and complaint in line and "\n" not in line
+    assert not any(user.glob("*out*"))
+
+
+def test_photos_outside_of_the_csv_file_s_folder(frozen, user, tmp_path):
+    (user / "tables").mkdir()
+    absolute = user / "example1.png"
+    (user / "tables/support.csv").write_text(f"file,labels\n../example0.png,kelp\n{absolute},sea\n")
+    predict.main(arguments(frozen, support="tables/support.csv", images="mine/deeper", method="ridge"))
+    assert len(Path("out.csv").read_text().splitlines()) == 6
+
+
+def test_names_of_photos_and_labels_in_any_script(frozen, user, capsys):
+    for name in (b"caf\xe9.png", "\u6d77.png".encode()):  # the first in Latin-1, which is no UTF-8
+        shutil.copy("example0.png", os.path.join(b"mine/deeper", name))
+    Path("support.csv").write_text(
+        "file,labels\nexample0.png,caf\u00e9\nexample1.png,cafe\u0301|\u6d77\nexample2.png,\u6d77\n"
+    )
+    predict.main(arguments(frozen, images="mine/deeper", method="ridge"))
+    lines = Path("out.csv").read_bytes().splitlines()
+    assert lines[0].decode() == "file,labels,caf\u00e9,\u6d77"
+    assert any(line.startswith(b"mine/deeper/caf\xe9.png,") for line in lines)
+    assert any(line.startswith("mine/deeper/\u6d77.png,".encode()) for line in lines)
+    Path("cut.csv").write_text("file,labels\n/dev/zero,sea\nexample1.png,kelp\n")
+    with pytest.raises(SystemExit, match="error: photo /dev/zero cannot be read from /dev/zero: it is no file"):
+        predict.main(arguments(frozen, support="cut.csv", method="ridge"))
