@@ -111,10 +111,10 @@ def test_it_stands_in_the_page(added, episodes):
 
 def test_it_stands_in_a_table(added, monkeypatch):
     folder, config = added
-    whole = reproduce.tables(config)["demo"]()
+    whole = reproduce.TABLES["demo"](config)
     rows = tuple(row for row in whole.rows if row.method in ("base", "toy") and row.runs == ({},))
     assert [row.name for row in rows] == ["Base", "toy"]
-    monkeypatch.setattr(reproduce, "tables", lambda config: {"demo": lambda: whole._replace(rows=rows)})
+    monkeypatch.setitem(reproduce.TABLES, "demo", lambda config: whole._replace(rows=rows))
     text = reproduce.reproduce("demo", config, folder / "tables")
     (entry,) = json.loads((folder / "tables/base/results.json").read_text())
     with open(folder / "tables/demo.csv", newline="") as file:

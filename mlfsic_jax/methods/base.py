@@ -29,6 +29,7 @@ class Method:
       stores: names under which ``trained`` is kept; of methods that share a store the first of ``METHODS``
         is trained, for all.
       base: what ``train`` needs from the base split: "" for nothing, "images", or "labels".
+      adapts: ``fit`` learns from the support images; a method that does not is no default for own photos.
       needs_words: labels need word vectors.
       needs_contrast: every label needs a support image without it.
       calibrated: ``score`` gives standardised scores, and sigmoid(slope * score + intercept), fitted on validation
@@ -42,6 +43,7 @@ class Method:
     sections: ClassVar[tuple[str, ...]] = ()
     stores: ClassVar[tuple[str, ...]] = ()
     base: ClassVar[str] = ""
+    adapts: ClassVar[bool] = True
     needs_words: ClassVar[bool] = False
     needs_contrast: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False

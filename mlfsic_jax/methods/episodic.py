@@ -56,6 +56,8 @@ class Episodic(Method):
 class ZeroShot(Episodic):
     """Words alone: sigmoid(lambda cos(query, A_text w)); ignores the support images."""
 
+    adapts: ClassVar[bool] = False
+
     def fit(self, trained, images, labels, words):
         return self._apply(trained, words, method="words")
 

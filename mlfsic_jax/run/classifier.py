@@ -167,7 +167,9 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
 
 
 def _best(trained: Trained) -> str:
-    return max(trained.validation, key=lambda name: trained.validation[name])
+    """The best on validation labels of those that look at the support; every other one would ignore the user's."""
+    adapting = [name for name in trained.validation if name in trained.methods and trained.methods[name].adapts]
+    return max(adapting or trained.validation, key=trained.validation.__getitem__)
 
 
 def _method(predictor: Predictor, trained: Trained, name: str) -> Method:

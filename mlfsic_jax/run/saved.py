@@ -229,18 +229,19 @@ def _backbone(path: Path, config: ml_collections.ConfigDict, manifest: Mapping[s
 
 def word_width(trained: Trained) -> int:
     """Length of the word vectors that the model was trained with."""
-    return _text_kernel(trained.stores).shape[0]
+    return _width(trained.stores)
 
 
-def _text_kernel(stores: Mapping[str, Any]):
-    return stores["episodes"]["variables"]["params"]["joint"]["a_text"]["kernel"]
+def _width(stores: Mapping[str, Any]) -> int:
+    joint = stores["episodes"]["variables"]["params"]["joint"]
+    return len(joint["a_text"]["kernel"]) if "a_text" in joint else 1  # where absent, its shape is refused soon
 
 
 def _shapes(model: BaseModel, images: jax.ShapeDtypeStruct, features, stores: Mapping[str, Any]) -> dict[str, Any]:
     """The shapes of the stores, for images as the model takes them and local features [1, h, w, n]."""
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     rngs = dict.fromkeys(("params", "dropout", "augment"), jax.random.key(0))
-    labels, words = float32((1, 1)), float32((1, *_text_kernel(stores).shape[:1]))
+    labels, words = float32((1, 1)), float32((1, _width(stores)))
     variables = jax.eval_shape(model.init, rngs, images, images, labels, labels, words)
     variables = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     shapes = {"episodes": {"variables": variables}}
@@ -268,7 +269,7 @@ def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, An
 def _need_usable(path: Path, name: str, method: Method, stores: Mapping[str, Any], features) -> None:
     """Traces a method whose stores have shapes of its own: what was altered is told here, not when photos are read."""
     some = jax.ShapeDtypeStruct((2, features.shape[1] * features.shape[2], features.shape[3]), jnp.float32)
-    words = jax.ShapeDtypeStruct((2, len(_text_kernel(stores))), jnp.float32)
+    words = jax.ShapeDtypeStruct((2, _width(stores)), jnp.float32)
 
     def scores(trained, features, words):
         images, labels = method.embed(trained, features), jnp.eye(2, dtype=bool)

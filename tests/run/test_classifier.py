@@ -106,7 +106,7 @@ def test_the_meaning_of_a_name_counts(model, support):
         (["sea", "kelp"], {"label_names": ["sea", "kelp", "sun"]}, "label 'sun' has no support photo"),
         (["sea", "kelp"], {"label_names": ["sea"]}, "label 'kelp' of a support photo is not among the labels sea"),
         (["sea", "kelp"], {"method": "cnn"}, "method 'cnn' is unknown: use one of zero_shot, "),
-        (["sea", "kelp"], {"vectors": "none.txt"}, "none.txt does not exist"),
+        (["sea", "kelp"], {"method": "base", "vectors": "none.txt"}, "none.txt does not exist"),
     ],
 )
 def test_mistakes_in_the_support(model, support, labels, options, complaint):
@@ -152,9 +152,9 @@ def test_a_method_that_was_not_trained_says_how_to_get_it(exported_scenes, tmp_p
 def test_which_regions_decided(model, support):
     photos, labels = support
     few = fit(model, photos, labels, method="region_word_ridge")
-    likeliest = few.predict(photos[0]).labels or few.label_names
+    (likeliest,) = few.predict(photos[0]).labels
     matches = few.explain(photos[0])
-    assert matches and {m.label for m in matches} <= set(likeliest)
+    assert matches and {m.label for m in matches} <= set(likeliest or few.label_names)
     assert all(m.contribution > 0 and 0 <= m.support < 5 for m in matches)
     assert {cell for m in matches for cell in (*m.query_cell, *m.support_cell)} <= {0, 1}  # a grid of 2 x 2
     # The prior and all pairs make up the score.
