@@ -49,14 +49,14 @@ def test_the_fields_of_the_model_are_those_of_the_config():
         ),
         (
             {"model.attention": "none", "model.dynamic": False},
-            "config.model.dynamic = False: must be True where model.attention is none: there is nothing else to make "
+            "config.model.dynamic = False: must be True where attention is none: there is nothing else to make "
             "prototypes of",
         ),
         (
             {"model.attention": "simple", "model.anchor": True},
-            "config.model.attention = 'simple': must be channelwise or global where model.anchor is True",
+            "config.model.attention = 'simple': must be channelwise or global where anchor is True",
         ),
-        ({"model.query_loss_on": "support"}, "config.model.query_loss_on = 'support': must be query or both"),
+        ({"model.query_loss_on": "support"}, "config.model.query_loss_on = 'support': must be one of query, both"),
         ({"model.query_top": -1}, "config.model.query_top = -1: must be at least 0"),
         (
             {"lcm.selection": "rho"},
