@@ -17,9 +17,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mlfsic_jax*"]),
-    package_data={
-        "mlfsic_jax": ["py.typed", "data/label_splits.json", "data/published.json", "report/report.html.jinja"]
-    },
+    package_data={"mlfsic_jax": ["py.typed", "data/*.json", "report/report.html.jinja"]},
     python_requires=">=3.11",
     # constraints.txt pins the versions that the tests ran with.
     install_requires=[

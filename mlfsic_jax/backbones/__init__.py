@@ -4,10 +4,7 @@ To add one, write a Linen module ``(images [B, H, W, 3], train) -> [B, h, w, n]`
 keys of the published weights (rule in ``weights.py``), and give it a row in ``BACKBONES``.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
 from collections.abc import Callable
 
 from flax import linen as nn
@@ -21,7 +18,10 @@ from mlfsic_jax.backbones.resnet import ResNet
 from mlfsic_jax.backbones.vit import VisionTransformer
 from mlfsic_jax.system.errors import InputError
 
-_RESNET50, _VIT_B_16 = ("resnet50-0676ba61", 103), ("vit_b_16-c867db91", 346)
+_RESNET50, _RESNET101 = ("resnet50-0676ba61", 103), ("resnet101-63fe2227", 179)
+_VIT_B_16, _VIT_B_32 = ("vit_b_16-c867db91", 346), ("vit_b_32-d86f8d99", 353)
+_CLIP_RN50 = ("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", 256)
+_CLIP_VIT_B_32 = ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 354)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -55,66 +55,46 @@ class Spec:
 
 def _torchvision(*files: tuple[str, int]) -> dict:
     """``Spec`` fields for files of torchvision, given as (name that ends in the digest's start, megabytes)."""
-    return {
-        "files": tuple(
-            WeightsFile(f"https://download.pytorch.org/models/{name}.pth", name.rpartition("-")[2], megabytes)
-            for name, megabytes in files
-        ),
-        "licence": "torchvision, BSD-3-Clause, trained on ImageNet-1k, whose images are for non-commercial research",
-    }
+    of = "torchvision, BSD-3-Clause, trained on ImageNet-1k, whose images are for non-commercial research"
+    url = "https://download.pytorch.org/models"
+    return {"files": tuple(WeightsFile(f"{url}/{n}.pth", n.rpartition("-")[2], mb) for n, mb in files), "licence": of}
 
 
 def _openai(sha256: str, name: str, megabytes: int) -> dict:
     """``Spec`` fields for weights of OpenAI's CLIP, whose addresses contain the digest."""
-    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
-    return {
-        "files": (WeightsFile(url, sha256, megabytes),),
-        "licence": "OpenAI CLIP, MIT, whose model card calls any deployed use out of scope",
-    }
+    file = WeightsFile(f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}", sha256, megabytes)
+    return {"files": (file,), "licence": "OpenAI CLIP, MIT, whose model card calls any deployed use out of scope"}
+
+
+def _resnet101(axis_name: str | None) -> ResNet:
+    return ResNet((3, 4, 23, 3), axis_name=axis_name)
+
+
+def _resnet50_vit_b_16(axis_name: str | None) -> Pooled:
+    """One location for every image: for classifiers on global features only."""
+    return Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16)))
 
 
 BACKBONES: dict[str, Spec] = {
     "conv4": Spec(Conv4, **_HALF),
     "resnet50": Spec(ResNet, **_IMAGENET, **_torchvision(_RESNET50)),
-    "resnet101": Spec(
-        functools.partial(ResNet, stage_sizes=(3, 4, 23, 3)), **_IMAGENET, **_torchvision(("resnet101-63fe2227", 179))
-    ),
+    "resnet101": Spec(_resnet101, **_IMAGENET, **_torchvision(_RESNET101)),
     "mobilenet_v2": Spec(MobileNetV2, **_IMAGENET, **_torchvision(("mobilenet_v2-b0353104", 14))),
     # These weights are a port of the authors' own, for pixels in [-1, 1]: torchvision calls that transform_input.
     "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision(("inception_v3_google-0cc3c7bd", 109))),
     "vit_b_16": Spec(lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision(_VIT_B_16)),
-    "vit_b_32": Spec(
-        lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision(("vit_b_32-d86f8d99", 353))
-    ),
-    "clip_resnet50": Spec(
-        ClipResNet,
-        **_CLIP,
-        **_openai("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", 256),
-    ),
-    "clip_vit_b_32": Spec(
-        lambda axis_name: ClipVisionTransformer(),
-        **_CLIP,
-        **_openai("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 354),
-    ),
-    # One location for every image: for classifiers on global features only.
-    "resnet50_vit_b_16": Spec(
-        lambda axis_name: Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16))),
-        **_IMAGENET,
-        **_torchvision(_RESNET50, _VIT_B_16),
-    ),
+    "vit_b_32": Spec(lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision(_VIT_B_32)),
+    "clip_resnet50": Spec(ClipResNet, **_CLIP, **_openai(*_CLIP_RN50)),
+    "clip_vit_b_32": Spec(lambda axis_name: ClipVisionTransformer(), **_CLIP, **_openai(*_CLIP_VIT_B_32)),
+    "resnet50_vit_b_16": Spec(_resnet50_vit_b_16, **_IMAGENET, **_torchvision(_RESNET50, _VIT_B_16)),
 }
 
 
 def create_backbone(name: str, axis_name: str | None = None) -> nn.Module:
-    """Makes a backbone: a Linen module ``(images: float32 [B, H, W, 3], train: bool) -> float32 [B, h, w, n]``.
+    """Makes one of ``BACKBONES``: Linen module (images float32 [B, H, W, 3], train: bool) -> float32 [B, h, w, n].
 
-    Args:
-      name: a key of ``BACKBONES``.
-      axis_name: mapped axis of ``jax.shard_map``, ``pmap`` or ``vmap`` over which batch norm averages its batch
-        statistics in training; None keeps them per device. Backbones without batch norm ignore it.
-
-    Raises:
-      InputError: unknown name; the message lists the known ones.
+    In training, batch norm averages its batch statistics over ``axis_name``, a mapped axis of ``jax.shard_map``,
+    ``pmap`` or ``vmap``; None keeps them per device. ``InputError`` for an unknown name lists the known ones.
     """
     return _spec(name).create(axis_name=axis_name)
 

@@ -1,14 +1,13 @@
 """Reads state dicts from PyTorch's .pth and .pt files without PyTorch and without running any code from them."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickletools
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +22,7 @@ _CONVERT = (
     "convert it where PyTorch is installed: state = torch.load(path, weights_only=True), "
     'then safetensors.torch.save_file(state, "weights.safetensors")'
 )
+_BIG_ENDIAN = f"was written on a big-endian machine, which is not supported: {_CONVERT}"
 _STORAGE_DTYPES = {
     f"{name}Storage": np.dtype(dtype)
     for name, dtype in {
@@ -54,7 +54,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         if len(roots) != 1:
             raise InputError(f"{path} is a zip file but was not written by torch.save: {_CONVERT}")
         if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
-            raise _big_endian(path)
+            raise InputError(f"{path} {_BIG_ENDIAN}")
 
         def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
             if key not in storages:
@@ -83,16 +83,12 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
         if magic != _LEGACY_MAGIC or protocol != 1001:
             raise InputError(f"{path} is a pickle but was not written by torch.save: {_CONVERT}")
         if not system["little_endian"]:
-            raise _big_endian(path)
+            raise InputError(f"{path} {_BIG_ENDIAN}")
         for key in keys:
             count = int.from_bytes(stream.read(8), "little")
             if count != len(storages[key]) or stream.readinto(storages[key].view(np.uint8)) != storages[key].nbytes:
                 raise ValueError(f"storage {key} is cut short")
     return dict(_tensors(content, path))
-
-
-def _big_endian(path: Path) -> InputError:
-    return InputError(f"{path} was written on a big-endian machine, which is not supported: {_CONVERT}")
 
 
 def _tensors(content: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -105,8 +101,8 @@ def _tensors(content: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise InputError(f"{path} holds a {type(content).__name__}, not the state dict of a module: {_CONVERT}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, np.ndarray):
-            kind = type(value).__name__
-            raise InputError(f"{path} is not a state dict: its entry {shown(key)} is a {kind}. {_CONVERT}")
+            found = f"its entry {shown(key)} is a {type(value).__name__}"
+            raise InputError(f"{path} is not a state dict: {found}. {_CONVERT}")
         yield key, value
 
 
@@ -138,22 +134,22 @@ class _ScriptModule:
         return tensors
 
 
-class _Function(NamedTuple):
-    """A function that a stream may call, in a wrapper whose attributes it cannot set."""
-
-    call: Callable[..., Any]
-
-
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK}
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+}
 
 
 class _Unpickler:
     """Interprets one pickle, which is a program, with the few instructions that a state dict needs.
 
-    ``_INSTRUCTIONS`` lists them: they build numbers, texts, lists, tuples and dicts, and call the functions that
-    ``find`` allows. Python's own unpickler, restricted to the same functions, would still allocate gigabytes for a
-    huge memo index and crash when it hashes a deeply nested key. TorchScript objects become ``_ScriptModule``; typed
-    lists and dicts become plain ones.
+    They build numbers, texts, lists, tuples and dicts, and call the functions that ``_find`` allows. Python's own
+    unpickler, restricted to the same functions, would still allocate gigabytes for a huge memo index and crash when it
+    hashes a deeply nested key. TorchScript objects become ``_ScriptModule``; typed lists and dicts become plain ones.
     """
 
     def __init__(self, storage: Callable[[str, np.dtype, int], np.ndarray], path: Path) -> None:
@@ -163,79 +159,86 @@ class _Unpickler:
 
     def read(self, stream: BinaryIO) -> Any:
         """The object that the pickle at the stream's position describes."""
+        stack, memo = self._stack, self._memo
         for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                (content,) = self._stack
-                return content
-            if opcode.name not in _INSTRUCTIONS:
-                raise ValueError(f"the instruction {opcode.name}, which no state dict needs")
-            _INSTRUCTIONS[opcode.name](self, argument)
+            match opcode.name:
+                case "STOP":
+                    (content,) = stack
+                    return content
+                case "PROTO" | "FRAME":
+                    pass
+                case name if name in _LITERALS:
+                    stack.append(argument)
+                case name if name in _CONSTANTS:
+                    stack.append(_CONSTANTS[name])
+                case name if name in _EMPTY:
+                    stack.append(_EMPTY[name]())
+                case "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "GET" | "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "POP":
+                    stack.pop()
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    n = int(opcode.name[-1])
+                    stack[-n:] = [tuple(stack[-n:])]
+                case "TUPLE":
+                    stack.append(tuple(self._since_mark()))
+                case "LIST":
+                    stack.append(self._since_mark())
+                case "DICT":
+                    stack.append(_put({}, self._since_mark()))
+                case "APPEND" | "APPENDS":
+                    items = [stack.pop()] if opcode.name == "APPEND" else self._since_mark()
+                    _as(list, stack[-1]).extend(items)
+                case "SETITEM" | "SETITEMS":
+                    items = [stack.pop(), stack.pop()][::-1] if opcode.name == "SETITEM" else self._since_mark()
+                    _put(_as(dict, stack[-1]), items)
+                case "GLOBAL":
+                    stack.append(self._find(*argument.split(" ", 1)))
+                case "STACK_GLOBAL" | "REDUCE" | "NEWOBJ":
+                    last, first = stack.pop(), stack.pop()
+                    make = {"STACK_GLOBAL": self._find, "REDUCE": _call, "NEWOBJ": _new_object}[opcode.name]
+                    stack.append(make(first, last))
+                case "BUILD":
+                    self._build(stack.pop())
+                case "BINPERSID":
+                    stack.append(self._find_storage(*stack.pop()))
+                case name:
+                    raise ValueError(f"the instruction {name}, which no state dict needs")
         raise AssertionError("genops ends with STOP or an error")
 
-    def push(self, value: Any) -> None:
-        self._stack.append(value)
-
-    def pop(self, _: Any = None) -> Any:
-        return self._stack.pop()
-
-    def put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
-
-    def since_mark(self) -> list[Any]:
+    def _since_mark(self) -> list[Any]:
         start = len(self._stack) - 1 - next(i for i, item in enumerate(reversed(self._stack)) if item is _MARK)
         items = self._stack[start + 1 :]
         del self._stack[start:]
         return items
 
-    def join(self, n: int) -> None:
-        self._stack[-n:] = [tuple(self._stack[-n:])]
-
-    def extend(self, items: list[Any]) -> None:
-        _as(list, self._stack[-1]).extend(items)
-
-    def update(self, items: list[Any]) -> None:
-        _put(_as(dict, self._stack[-1]), items)
-
-    def find_stack_global(self, _: None) -> None:
-        name, module = self.pop(), self.pop()
-        self.push(self.find(_as(str, module), _as(str, name)))
-
-    def reduce(self, _: None) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Function):
-            raise ValueError("something is called that is no function")
-        self.push(function.call(*_as(tuple, arguments)))
-
-    def new_object(self, _: None) -> None:
-        arguments, function = self.pop(), self.pop()
-        if function is not _ScriptModule or arguments != ():
-            raise ValueError("an object of an unknown class")
-        self.push(_ScriptModule())
-
-    def build(self, _: None) -> None:
-        state = self.pop()
+    def _build(self, state: Any) -> None:
         if isinstance(self._stack[-1], _ScriptModule):
             self._stack[-1].set_attributes(state)
         elif not isinstance(self._stack[-1], dict):  # an OrderedDict's attributes are versions of its modules
             raise ValueError("attributes of something that has none")
 
-    def find_storage(self, _: None) -> None:
-        """("storage", type, key, device, count) -> the numbers of one storage, 1-d."""
-        kind, storage_type, key, _device, count, *_view = self.pop()
+    def _find_storage(self, kind: str, storage_type: str, key: str, _device: str, count: int, *view: Any) -> np.ndarray:
+        """The numbers of one storage, 1-d."""
         _as(str, storage_type), _as(str, key)
-        if kind != "storage" or any(view is not None for view in _view):
+        if kind != "storage" or any(part is not None for part in view):
             raise ValueError("a reference to something that is no storage")
-        self.push(self._storage(key, _STORAGE_DTYPES[storage_type], count))
+        return self._storage(key, _STORAGE_DTYPES[storage_type], count)
 
-    def find(self, module: str, name: str) -> Any:
+    def _find(self, module: str, name: str) -> Any:
         """The allow-list; everything else is refused."""
+        _as(str, module), _as(str, name)
         if (module, name) == ("collections", "OrderedDict"):
-            return _Function(lambda pairs=(): _put({}, [part for key, value in pairs for part in (key, value)]))
+            return lambda pairs=(): _put({}, [part for key, value in pairs for part in (key, value)])
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _Function(_rebuild_tensor)
+            return _rebuild_tensor
         is_script_value = module == "torch.jit._pickle" and name in _SCRIPT_VALUES
         if is_script_value or (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _Function(lambda value, *_: value)
+            return lambda value, *_: value
         if module.split(".")[0] == "__torch__":
             return _ScriptModule
         if module == "torch" and name in _STORAGE_DTYPES:
@@ -245,45 +248,6 @@ class _Unpickler:
             f"{self._path} refers to {wanted}; only plain tensors are read, and no code from a file is run. "
             f"Ask its author for a plain state dict, or {_CONVERT}"
         )
-
-
-_INSTRUCTIONS: dict[str, Callable[[_Unpickler, Any], Any]] = {
-    **dict.fromkeys(
-        (
-            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-            *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-            *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
-        ),
-        _Unpickler.push,
-    ),
-    **{
-        name: lambda unpickler, _, make=make: unpickler.push(make())
-        for name, make in (("EMPTY_LIST", list), ("EMPTY_DICT", dict), ("EMPTY_TUPLE", tuple))
-    },
-    **{
-        name: lambda unpickler, _, value=value: unpickler.push(value)
-        for name, value in (("NONE", None), ("NEWTRUE", True), ("NEWFALSE", False), ("MARK", _MARK))
-    },
-    **{f"TUPLE{n}": lambda unpickler, _, n=n: unpickler.join(n) for n in (1, 2, 3)},
-    **dict.fromkeys(("PROTO", "FRAME"), lambda unpickler, _: None),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Unpickler.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda unpickler, index: unpickler.push(unpickler._memo[index])),
-    "MEMOIZE": lambda unpickler, _: unpickler.put(len(unpickler._memo)),
-    "POP": _Unpickler.pop,
-    "LIST": lambda unpickler, _: unpickler.push(unpickler.since_mark()),
-    "TUPLE": lambda unpickler, _: unpickler.push(tuple(unpickler.since_mark())),
-    "DICT": lambda unpickler, _: unpickler.push(_put({}, unpickler.since_mark())),
-    "APPEND": lambda unpickler, _: unpickler.extend([unpickler.pop()]),
-    "APPENDS": lambda unpickler, _: unpickler.extend(unpickler.since_mark()),
-    "SETITEM": lambda unpickler, _: unpickler.update([unpickler.pop(), unpickler.pop()][::-1]),
-    "SETITEMS": lambda unpickler, _: unpickler.update(unpickler.since_mark()),
-    "GLOBAL": lambda unpickler, argument: unpickler.push(unpickler.find(*argument.split(" ", 1))),
-    "STACK_GLOBAL": _Unpickler.find_stack_global,
-    "REDUCE": _Unpickler.reduce,
-    "NEWOBJ": _Unpickler.new_object,
-    "BUILD": _Unpickler.build,
-    "BINPERSID": _Unpickler.find_storage,
-}
 
 
 def _rebuild_tensor(
@@ -301,6 +265,18 @@ def _rebuild_tensor(
         raise ValueError(f"a tensor reaches element {last} of {storage.size}")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, types.FunctionType):
+        raise ValueError("something is called that is no function")
+    return function(*_as(tuple, arguments))
+
+
+def _new_object(kind: Any, arguments: Any) -> _ScriptModule:
+    if kind is not _ScriptModule or arguments != ():
+        raise ValueError("an object of an unknown class")
+    return _ScriptModule()
 
 
 def _as(kind: type, value: Any) -> Any:

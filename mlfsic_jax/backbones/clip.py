@@ -3,16 +3,14 @@
 Weights are named as in OpenAI's code, where the image encoder lies under ``visual``.
 """
 
-from __future__ import annotations
-
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
 
 from mlfsic_jax.backbones._layers import batch_norm, conv
 from mlfsic_jax.backbones.resnet import ResNet, average
-from mlfsic_jax.backbones.vit import Block, check_size, layer_norm, prepend
+from mlfsic_jax.backbones.vit import Block, VisionTransformer, layer_norm, prepend
 
 _EPSILON = 1e-5  # of all its layer norms
 # The text encoder, and three numbers that the published archives hold as tensors.
@@ -47,28 +45,22 @@ class ClipResNet(ResNet):
         return average(x, 2)
 
 
-class ClipVisionTransformer(nn.Module):
+class ClipVisionTransformer(VisionTransformer):
     """CLIP's ViT without the projection, all patch tokens kept; the defaults make ViT-B/32."""
 
     patch: int = 32
-    image_size: int = 224
-    n_layers: int = 12
-    n_heads: int = 12
-    width: int = 768
 
+    patch_conv: ClassVar[dict[str, Any]] = {"name": "conv1", "use_bias": False}
     key_prefix: ClassVar[str] = "visual."
     head_prefixes: ClassVar[tuple[str, ...]] = ("visual.proj", *_TEXT)
+    former_names: ClassVar[dict[str, str]] = {}
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """float32 [B, S, S, 3] with S = image_size (else ``InputError``) -> [B, S / patch, S / patch, width]."""
-        check_size(images, self.image_size, self)
-        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", use_bias=False, name="conv1")(images)
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Embedded patches [B, h, w, d] -> tokens [B, 1 + h * w, d], the class token first."""
         normal = nn.initializers.normal(self.width**-0.5)
-        tokens = prepend(self.param("class_embedding", normal, (self.width,)), x)
-        tokens = tokens + self.param("positional_embedding", normal, tokens.shape[1:])
-        tokens = layer_norm("ln__pre", _EPSILON)(tokens)
+        x = prepend(self.param("class_embedding", normal, (self.width,)), x)
+        x = layer_norm("ln__pre", _EPSILON)(x + self.param("positional_embedding", normal, x.shape[1:]))
         names = ("attn", "mlp_c__fc", "mlp_c__proj")
         for layer in range(self.n_layers):
-            tokens = Block(self.n_heads, names, quick_gelu, _EPSILON, name=f"transformer_resblocks_{layer}")(tokens)
-        return layer_norm("ln__post", _EPSILON)(tokens)[:, 1:].reshape(x.shape)
+            x = Block(self.n_heads, names, quick_gelu, _EPSILON, name=f"transformer_resblocks_{layer}")(x)
+        return layer_norm("ln__post", _EPSILON)(x)

@@ -1,7 +1,5 @@
 """Conv-4-64, the small backbone of the few-shot literature."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax

@@ -1,7 +1,5 @@
 """Inception-v3, which the few-shot literature also calls GoogleNet-v3."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import ClassVar
@@ -36,8 +34,8 @@ class Unit(nn.Module):
 class Mixed(nn.Module):
     """One Inception block: branches side by side, their channels concatenated."""
 
-    # ``(chain, x) -> list of maps``, one of the functions below; ``chain(x, names, *layers)`` applies one ``Unit``
-    # after the other, with ``layers`` their (features, kernel, stride)
+    # ``(chain, x) -> list of maps``, one of the functions below; ``chain(x, name, *layers)`` applies one ``Unit`` after
+    # the other, with ``layers`` their (features, kernel, stride), and numbers their names
     branches: Callable[[Callable[..., jax.Array], jax.Array], list[jax.Array]]
     width: float = 1.0  # multiplier of all channels
     axis_name: str | None = None  # as in ``batch_norm``
@@ -46,10 +44,10 @@ class Mixed(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """float32 [B, h, w, c] -> float32 [B, h', w', c']."""
 
-        def chain(x: jax.Array, names: str, *layers: tuple) -> jax.Array:
-            for name, (features, kernel, *stride) in zip(names.split(), layers, strict=True):
-                # What halves the map is never padded.
-                options = {"pad": not stride, "axis_name": self.axis_name, "name": name.replace("_", "__")}
+        def chain(x: jax.Array, name: str, *layers: tuple) -> jax.Array:
+            for layer, (features, kernel, *stride) in enumerate(layers, 1):
+                unit = (f"{name}_{layer}" if len(layers) > 1 else name).replace("_", "__")
+                options = {"pad": not stride, "axis_name": self.axis_name, "name": unit}  # what halves is never padded
                 x = Unit(round(features * self.width), kernel, *stride, **options)(x, train)
             return x
 
@@ -68,38 +66,32 @@ def _local(chain: Callable[..., jax.Array], x: jax.Array, pooled: int) -> list[j
     """Figure 5 of the paper."""
     return [
         chain(x, "branch1x1", (64, 1)),
-        chain(x, "branch5x5_1 branch5x5_2", (48, 1), (64, 5)),
-        chain(x, "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3", (64, 1), (96, 3), (96, 3)),
+        chain(x, "branch5x5", (48, 1), (64, 5)),
+        chain(x, "branch3x3dbl", (64, 1), (96, 3), (96, 3)),
         chain(_average(x), "branch_pool", (pooled, 1)),
     ]
 
 
 def _local_halved(chain: Callable[..., jax.Array], x: jax.Array) -> list[jax.Array]:
     """Figure 10."""
-    return [
-        chain(x, "branch3x3", (384, 3, 2)),
-        chain(x, "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3", (64, 1), (96, 3), (96, 3, 2)),
-        _halve(x),
-    ]
+    return [chain(x, "branch3x3", (384, 3, 2)), chain(x, "branch3x3dbl", (64, 1), (96, 3), (96, 3, 2)), _halve(x)]
 
 
 def _factorised(chain: Callable[..., jax.Array], x: jax.Array, n: int) -> list[jax.Array]:
     """Figure 6: 7x7 convolutions as 1x7 and 7x1."""
     row, column = (1, 7), (7, 1)
-    double = " ".join(f"branch7x7dbl_{layer}" for layer in range(1, 6))
     return [
         chain(x, "branch1x1", (192, 1)),
-        chain(x, "branch7x7_1 branch7x7_2 branch7x7_3", (n, 1), (n, row), (192, column)),
-        chain(x, double, (n, 1), (n, column), (n, row), (n, column), (192, row)),
+        chain(x, "branch7x7", (n, 1), (n, row), (192, column)),
+        chain(x, "branch7x7dbl", (n, 1), (n, column), (n, row), (n, column), (192, row)),
         chain(_average(x), "branch_pool", (192, 1)),
     ]
 
 
 def _factorised_halved(chain: Callable[..., jax.Array], x: jax.Array) -> list[jax.Array]:
-    sevens = " ".join(f"branch7x7x3_{layer}" for layer in range(1, 5))
     return [
-        chain(x, "branch3x3_1 branch3x3_2", (192, 1), (320, 3, 2)),
-        chain(x, sevens, (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)),
+        chain(x, "branch3x3", (192, 1), (320, 3, 2)),
+        chain(x, "branch7x7x3", (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)),
         _halve(x),
     ]
 
@@ -108,7 +100,7 @@ def _expanded(chain: Callable[..., jax.Array], x: jax.Array) -> list[jax.Array]:
     """Figure 7: branches that fork into 1x3 and 3x1."""
     row, column = (384, (1, 3)), (384, (3, 1))
     three = chain(x, "branch3x3_1", (384, 1))
-    double = chain(x, "branch3x3dbl_1 branch3x3dbl_2", (448, 1), (384, 3))
+    double = chain(x, "branch3x3dbl", (448, 1), (384, 3))
     return [
         chain(x, "branch1x1", (320, 1)),
         *(chain(three, "branch3x3_2a", row), chain(three, "branch3x3_2b", column)),

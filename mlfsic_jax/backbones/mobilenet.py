@@ -1,7 +1,5 @@
 """MobileNetV2, the backbone for machines without an accelerator."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax

@@ -1,7 +1,5 @@
 """Several backbones as one, for classifiers on pooled features."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn

@@ -1,7 +1,5 @@
 """ResNet with bottleneck blocks: ResNet-50 and its deeper siblings."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax

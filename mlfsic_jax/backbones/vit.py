@@ -1,10 +1,8 @@
 """Vision transformers with ImageNet weights: ViT-B/16 and ViT-B/32."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,15 +51,6 @@ def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
-def check_size(images: jax.Array, size: int, module: nn.Module) -> None:
-    """Raises ``InputError`` unless images are ``size`` pixels high and wide, as the position embedding needs."""
-    if images.shape[1:3] != (size, size):
-        raise InputError(
-            f"{type(module).__name__} takes images of {size}x{size} pixels, for which its position embedding was "
-            f"trained, got {images.shape[1]}x{images.shape[2]}: set config.data.image_size = {size}"
-        )
-
-
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
     """A class token [.., d] before the patches of every map [B, h, w, d]: [B, 1 + h * w, d]."""
     b, h, w, d = x.shape
@@ -98,6 +87,7 @@ class VisionTransformer(nn.Module):
     n_heads: int = 12
     width: int = 768
 
+    patch_conv: ClassVar[dict[str, Any]] = {"name": "conv__proj"}  # of the convolution that embeds the patches
     head_prefixes: ClassVar[tuple[str, ...]] = ("heads.",)
     # torchvision's published files have its older names; it renames them while loading.
     former_names: ClassVar[dict[str, str]] = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
@@ -105,8 +95,16 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """float32 [B, S, S, 3] with S = image_size (else ``InputError``) -> [B, S / patch, S / patch, width]."""
-        check_size(images, self.image_size, self)
-        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", name="conv__proj")(images)
+        s, (_, height, width, _) = self.image_size, images.shape
+        if (height, width) != (s, s):
+            raise InputError(
+                f"{type(self).__name__} takes images of {s}x{s} pixels, for which its position embedding was trained, "
+                f"got {height}x{width}: set config.data.image_size = {s}"
+            )
+        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", **self.patch_conv)(images)
+        return self.encode(x)[:, 1:].reshape(x.shape)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Embedded patches [B, h, w, d] -> tokens [B, 1 + h * w, d], the class token first."""
         token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
-        tokens = Encoder(self.n_layers, self.n_heads, name="encoder")(prepend(token, x))
-        return tokens[:, 1:].reshape(x.shape)
+        return Encoder(self.n_layers, self.n_heads, name="encoder")(prepend(token, x))

@@ -11,8 +11,6 @@ A backbone may have these class attributes:
   former_names: part of a key in older files -> its present spelling.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -41,38 +39,25 @@ _MOST_LISTED = 8  # keys of one kind in an error message
 def load_weights(
     path: str | os.PathLike[str], module_or_name: nn.Module | str, image_size: int = 224
 ) -> dict[str, Any]:
-    """Reads weights from a file and arranges them for a backbone.
+    """Reads a weights file and arranges it for a backbone module, or for one of ``BACKBONES`` by name.
 
-    Args:
-      path: a file as for ``read_state_dict``, with the key names of the weights' source. A backbone of several parts
-        (``Pooled``) takes one file each: "a.pth,b.pth".
-      module_or_name: a backbone module or its name in ``BACKBONES``.
-      image_size: side of the images in pixels.
-
-    Returns:
-      ``{"params": .., "batch_stats": ..}`` of float32 arrays for ``module.apply``.
+    A backbone of several parts (``Pooled``) takes one file each: "a.pth,b.pth". ``image_size`` is in pixels. Returns
+    ``{"params": .., "batch_stats": ..}`` of float32 arrays for ``module.apply``.
 
     Raises:
-      InputError: the file cannot be read, its keys, shapes or values do not fit the backbone, or the number of files
-        differs from the number of parts.
+      InputError: a file cannot be read or does not fit the backbone, or there are more or fewer files than parts.
     """
     module = create_backbone(module_or_name) if isinstance(module_or_name, str) else module_or_name
     parts, files = getattr(module, "parts", (module,)), weights_files(path)
     if len(files) != len(parts):
-        names = " + ".join(type(part).__name__ for part in parts)
-        raise InputError(
-            f"{path} names {len(files)} weights file(s), but {names} takes {len(parts)}: "
-            "give one per part, separated by commas"
-        )
-    loaded = [
-        to_variables(read_state_dict(file), part, image_size, source=str(file))
-        for file, part in zip(files, parts, strict=True)
-    ]
-    if parts == (module,):
-        return loaded[0]
+        names = f"{len(files)} weights file(s), but {' + '.join(type(part).__name__ for part in parts)}"
+        raise InputError(f"{path} names {names} takes {len(parts)}: give one per part, separated by commas")
     variables: dict[str, Any] = {}
-    for i, part in enumerate(loaded):
-        for collection, arrays in part.items():
+    for i, (file, part) in enumerate(zip(files, parts, strict=True)):
+        loaded = to_variables(read_state_dict(file), part, image_size, source=str(file))
+        if part is module:
+            return loaded
+        for collection, arrays in loaded.items():
             variables.setdefault(collection, {})[f"parts_{i}"] = arrays
     return variables
 
@@ -85,11 +70,7 @@ def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def weights_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 of a weights file as hex, for cache keys; for several files, the sha256 of their digests in order.
-
-    Raises:
-      InputError: a file cannot be read.
-    """
+    """sha256 of a weights file as hex, for cache keys; for several files, the sha256 of their digests in order."""
     with reported(f"cannot read the weights file {path}", "check the path", OSError):
         digests = [sha256(file) for file in weights_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -98,19 +79,10 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
 def to_variables(
     state: Mapping[str, np.ndarray], module: nn.Module, image_size: int = 224, *, source: str = "the weights"
 ) -> dict[str, Any]:
-    """Arranges arrays under PyTorch names as the variables of a backbone.
+    """Arranges arrays under PyTorch names, in PyTorch's layout, as the variables of a backbone (as ``load_weights``).
 
-    Args:
-      state: PyTorch key -> array, in PyTorch's layout. ``num_batches_tracked`` and the backbone's head are ignored.
-      module: the backbone.
-      image_size: side of the images in pixels.
-      source: name of the weights' origin in error messages.
-
-    Returns:
-      As ``load_weights``; no ``batch_stats`` without batch norm.
-
-    Raises:
-      InputError: lists all keys that are missing, unexpected, misshapen or hold unusable values.
+    ``num_batches_tracked`` and the backbone's head are ignored; ``source`` names the weights' origin in messages. An
+    ``InputError`` lists all keys that are missing, unexpected, misshapen or hold unusable values.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # Shapes only: compiling and running a ResNet's initialiser takes a dozen seconds.
@@ -121,34 +93,34 @@ def to_variables(
     head = tuple(getattr(module, "head_prefixes", ()))
 
     extra = [key for key in state if key not in leaf_of_key and not key.startswith(head)]
-    extra = [key for key in extra if not key.endswith("num_batches_tracked")]
-    missing = [key for key in leaf_of_key if key not in state]
-    misshapen, unusable, variables = [], [], {}
+    problems: dict[str, list[str]] = {
+        "missing": [key for key in leaf_of_key if key not in state],
+        "unexpected": [key for key in extra if not key.endswith("num_batches_tracked")],
+        **{"wrong shape": [], "unusable": []},
+    }
+    variables = {}
     for key in (key for key in leaf_of_key if key in state):
         leaf, array = leaf_of_key[key], state[key]
         axes = _linen_axes(leaf, expected[leaf].ndim)
         shape = tuple(expected[leaf].shape[axis] for axis in np.argsort(axes))
         if array.shape != shape:
-            misshapen.append(f"{key} is {list(array.shape)}, not {list(shape)}")
+            problems["wrong shape"].append(f"{key} is {list(array.shape)}, not {list(shape)}")
             continue
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            unusable.append(f"{key} is {array.dtype}, not floating point")
+            problems["unusable"].append(f"{key} is {array.dtype}, not floating point")
             continue
         with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, reported below
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            unusable.append(f"{key} holds NaN or infinity")
+            problems["unusable"].append(f"{key} holds NaN or infinity")
         elif leaf[-1] == "var" and (array < 0).any():
-            unusable.append(f"{key} holds a negative variance")
+            problems["unusable"].append(f"{key} holds a negative variance")
         variables[leaf] = jnp.asarray(array.transpose(axes))
 
-    found = (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen), ("unusable", unusable))
-    problems = [f"{what}: {_listed(keys)}" for what, keys in found if keys]
-    if problems:
-        raise InputError(
-            f"{source} does not fit the backbone {type(module).__name__}; {'; '.join(problems)}. "
-            "Give intact weights of this architecture under its published key names."
-        )
+    listed = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+    if listed:
+        give = "Give intact weights of this architecture under its published key names."
+        raise InputError(f"{source} does not fit the backbone {type(module).__name__}; {listed}. {give}")
     return traverse_util.unflatten_dict(variables)
 
 
@@ -166,9 +138,8 @@ def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], mod
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the arrays of a weights file under their names there, in the file's dtypes (bfloat16 of ``ml_dtypes``).
 
-    Args:
-      path: a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. The latter are read without PyTorch and without
-        running any code from them, TorchScript archives included; weights may lie under ``state_dict`` or ``model``.
+    It is a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. The latter are read without PyTorch and without running
+    any code from them, TorchScript archives included; weights may lie under ``state_dict`` or ``model``.
 
     Raises:
       InputError: the file is absent, damaged, of another kind, or refers to code.
@@ -200,9 +171,7 @@ def _torch_key(leaf: tuple[str, ...]) -> str:
 
 def _linen_axes(leaf: tuple[str, ...], ndim: int) -> tuple[int, ...]:
     """PyTorch's axes in Linen's order, for ``transpose``."""
-    if leaf[-1] != "kernel":
-        return tuple(range(ndim))
-    return {2: (1, 0), 4: (2, 3, 1, 0)}[ndim]
+    return {2: (1, 0), 4: (2, 3, 1, 0)}[ndim] if leaf[-1] == "kernel" else tuple(range(ndim))
 
 
 def _listed(keys: list[str]) -> str:

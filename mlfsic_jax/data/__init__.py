@@ -1,7 +1,5 @@
 """Image datasets: ``load`` reads any of them by name."""
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 from typing import Any
@@ -20,14 +18,10 @@ DATASETS = ("scenes", *PHOTO_DATASETS)
 
 
 def load(config: Any) -> ImageDataset:
-    """Loads the dataset ``config.name``.
+    """Loads the dataset ``config.name``; ``InputError`` for an unknown name or unusable input.
 
-    Args:
-      config: the data section of a config. ``"scenes"`` reads image_size, images_per_split and seed; the others source,
-        prepared_dir, policy, split and seed.
-
-    Raises:
-      InputError: unknown name, or unusable input.
+    ``config`` is the data section of a config: "scenes" reads image_size, images_per_split and seed; the others source,
+    prepared_dir, policy, split and seed.
     """
     if config.name == "scenes":
         return scenes.load(image_size=config.image_size, images_per_split=config.images_per_split, seed=config.seed)

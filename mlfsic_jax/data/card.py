@@ -1,9 +1,7 @@
 """The data card: the contents of a dataset and its splits as plain text."""
 
-from __future__ import annotations
-
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,17 +22,12 @@ def data_card(dataset: ImageDataset) -> str:
     title = f"{dataset.name}: {_count(n_images, 'image')}, {_count(n_labels, 'label')}"
     if len(used) < n_images:
         title += f", {_count(n_images - len(used), 'image')} in no split"
-
-    lines = [
-        title,
-        "=" * len(title),
-        "",
-        "Images and labels of each split, and how many of its own labels an image has",
-    ]
+    lines = [title, "=" * len(title), ""]
+    lines.append("Images and labels of each split, and how many of its own labels an image has")
     header = ["", "images", "labels", "mean", "1", "2", "3", "4+"]
-    lines += _table([_split_row(dataset, split) for split in SPLITS], header, width=9)
+    lines += _table([header, *(_split_row(dataset, split) for split in SPLITS)], width=9)
     lines += ["", "Images in which a label is positive"]
-    lines += _table(_label_rows(dataset), ["label", *SPLITS, "whole set"])
+    lines += _table([["label", *SPLITS, "whole set"], *_label_rows(dataset)], width=12)
     if dataset.notes:
         lines += ["", "Notes"]
         for note in dataset.notes:
@@ -49,33 +42,24 @@ def _count(number: int, noun: str) -> str:
 def _split_row(dataset: ImageDataset, split: str) -> list[str]:
     own_labels = dataset.split_labels(split).sum(axis=1)  # [I_split]
     mean = f"{own_labels.mean():.2f}" if len(own_labels) else "-"
-    numbers = [int((own_labels == n).sum()) for n in (1, 2, 3)] + [int((own_labels >= 4).sum())]
+    numbers = np.bincount(np.minimum(own_labels, 4), minlength=5)[1:]
     return [split, str(len(own_labels)), str(len(dataset.splits[split].labels)), mean, *map(str, numbers)]
 
 
-def _label_rows(dataset: ImageDataset) -> Iterable[list[str]]:
-    images = [dataset.labels[dataset.splits[split].images].sum(axis=0) for split in SPLITS]  # each [C]
-    images.append(dataset.labels.sum(axis=0))
-    in_a_split = set()
-    for split in SPLITS:
-        columns = dataset.splits[split].labels.tolist()
-        in_a_split.update(columns)
-        yield from _group(f"{split} labels", columns, dataset, images)
-    yield from _group("labels in no split", sorted(set(range(len(dataset.label_names))) - in_a_split), dataset, images)
+def _label_rows(dataset: ImageDataset) -> Iterator[list[str]]:
+    counts = [dataset.labels[dataset.splits[split].images].sum(axis=0) for split in SPLITS]  # each [C]
+    counts = np.stack([*counts, dataset.labels.sum(axis=0)], axis=1)
+    groups = {f"{split} labels": dataset.splits[split].labels.tolist() for split in SPLITS}
+    groups["labels in no split"] = sorted({*range(len(dataset.label_names))}.difference(*groups.values()))
+    for title, columns in groups.items():
+        if columns:
+            yield [title]
+        for column in columns:
+            name = textwrap.shorten(dataset.display_names[column], LABEL_WIDTH, placeholder=" ..")
+            yield [f"  {name}", *map(str, counts[column])]
 
 
-def _group(
-    title: str, columns: Sequence[int], dataset: ImageDataset, images: Sequence[np.ndarray]
-) -> Iterable[list[str]]:
-    if columns:
-        yield [title]
-    for column in columns:
-        name = textwrap.shorten(dataset.display_names[column], LABEL_WIDTH, placeholder=" ..")
-        yield [f"  {name}", *(str(counts[column]) for counts in images)]
-
-
-def _table(rows: Iterable[list[str]], header: list[str], width: int = 12) -> list[str]:
+def _table(rows: list[list[str]], width: int) -> list[str]:
     """Left-aligned first column, right-aligned numbers ``width`` apart."""
-    rows = [header, *rows]
     first = max(len(row[0]) for row in rows)
     return [row[0].ljust(first) + "".join(cell.rjust(width) for cell in row[1:]) for row in rows]

@@ -1,7 +1,5 @@
 """COCO 2014 from the official folders train2014/, val2014/ and annotations/instances_*.json."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import os
@@ -10,19 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlfsic_jax.data import prepared
+from mlfsic_jax.data.splits import benchmark_labels
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import label_name, photo_path, read_json, reason, shown
+from mlfsic_jax.system.untrusted import label_name, photo_path, read_json, reported, shown
 
-LABEL_NAMES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
-    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
-    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
-    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
-    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+LABEL_NAMES = benchmark_labels("coco")
 DISPLAY_NAMES: dict[str, str] = {}
 TRAINING_SET = "train2014"
 IMAGE_SETS = (TRAINING_SET, "val2014")
@@ -44,15 +34,13 @@ def scan(source: pathlib.Path) -> prepared.Source:
     sets = [name for name in IMAGE_SETS if annotations[name].is_file() or (source / name).is_dir()]
     if not sets:
         raise InputError(f"source {source} holds neither train2014 nor val2014. {LAYOUT}")
-    for name in sets:
-        if not annotations[name].is_file():
-            raise InputError(
-                f"{annotations[name]} is missing: unpack annotations_trainval2014.zip, or move {name} away"
-            )
-        if not (source / name).is_dir():
-            raise InputError(f"the photo folder {source / name} is missing: unpack {name}.zip in {source}")
     parts: list[Any] = []
     for name in sets:
+        if not annotations[name].is_file():
+            unpack = f"unpack annotations_trainval2014.zip, or move {name} away"
+            raise InputError(f"{annotations[name]} is missing: {unpack}")
+        if not (source / name).is_dir():
+            raise InputError(f"the photo folder {source / name} is missing: unpack {name}.zip in {source}")
         parts += [name, annotations[name], listing(source / name)]
     digest = prepared.digest(parts)
     read = functools.partial(_read, source, {name: annotations[name] for name in sets})
@@ -71,9 +59,7 @@ def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepare
         for stem, photo, labels in instances(path, source / name):
             unknown = sorted(set(labels) - set(LABEL_NAMES))
             if unknown:
-                raise InputError(
-                    f"{path} has the category {shown(unknown[0])}, which is none of COCO's 80: get it again"
-                )
+                raise InputError(f"{path} names {shown(unknown[0])}, which is none of COCO's 80 labels: get it again")
             examples.append(prepared.Example(f"{name}/{stem}", photo, labels))
     if absent := prepared.missing([example.photo for example in examples], source):
         raise InputError(f"{absent}. Finish the download, or move that set and its instances file away")
@@ -84,14 +70,15 @@ def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepare
 def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathlib.Path, Sequence[str]]]:
     """(File name without its ending, photo, sorted label names) of every image in a COCO instances file.
 
-    Args:
-      path: JSON with "images" (id, file_name), "annotations" (image_id, category_id) and "categories" (id, name).
-      folder: of the photos.
-
-    Raises:
-      InputError: the file is no such JSON, refers to an unknown image or category, or has one twice.
+    Photos lie in ``folder``. ``InputError`` for a file that is no such JSON, refers to an unknown image or category, or
+    has one twice.
     """
-    try:
+    needs = 'it needs "images", "annotations" and "categories" whose ids match'
+    with (
+        reported(f"{path} cannot be read", "get it again", OSError),
+        reported(f"{path} is not valid JSON", "is the download complete?", ValueError),  # JSON's and Unicode's
+        reported(f"{path} is not a COCO instances file", needs, (KeyError, TypeError, AttributeError)),
+    ):
         content = read_json(path)
         names = {category["id"]: label_name(category["name"], str(path)) for category in content["categories"]}
         files = {image["id"]: photo_path(image["file_name"], str(path), folder) for image in content["images"]}
@@ -104,16 +91,4 @@ def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathl
         labels: dict[Any, set[str]] = {image: set() for image in files}
         for annotation in content["annotations"]:
             labels[annotation["image_id"]].add(names[annotation["category_id"]])
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except InputError:
-        raise
-    except ValueError as error:  # JSON's and Unicode's
-        raise InputError(f"{path} is not valid JSON ({reason(error)}): is the download complete?") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(
-            f'{path} is not a COCO instances file ({why}): it needs "images", "annotations" and "categories" whose '
-            "ids match"
-        ) from error
     return [(str(photo.with_suffix("")), folder / photo, sorted(labels[image])) for image, photo in files.items()]

@@ -1,11 +1,9 @@
 """``ImageDataset``: photos by index, a label matrix, three splits."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -15,10 +13,9 @@ SPLITS = ("train", "validation", "novel")
 class Split(NamedTuple):
     """One of the three splits, as positions in the dataset's label and image lists."""
 
-    labels: np.ndarray  # int32 [C_split], columns of ``ImageDataset.labels``.
-    images: np.ndarray  # int32 [I_split], rows of ``ImageDataset.labels``.
-    # bool [I_split] under LaSO's protocol: support images are drawn from these, all others are queries. None if
-    # episodes draw both from all images.
+    labels: np.ndarray  # int32 [C_split], columns of ``ImageDataset.labels``
+    images: np.ndarray  # int32 [I_split], rows of ``ImageDataset.labels``
+    # bool [I_split] under LaSO's protocol: support images are drawn from these, queries from the others.
     support: np.ndarray | None = None
 
 
@@ -26,15 +23,14 @@ class Split(NamedTuple):
 class ImageDataset:
     """A multi-label image dataset with random access."""
 
-    name: str  # short name, e.g. ``"voc"``.
-    label_names: tuple[str, ...]  # C names as the dataset spells them (``"pottedplant"``)
-    display_names: tuple[str, ...]  # C names as people write them (``"potted plant"``), for looking up word vectors
+    name: str  # e.g. "voc"
+    label_names: tuple[str, ...]  # C names as the dataset spells them ("pottedplant")
+    display_names: tuple[str, ...]  # C names as people write them ("potted plant"), for looking up word vectors
     image_names: tuple[str, ...]  # I unique names, independent of the order on disk
     labels: np.ndarray  # bool [I, C]
-    # ``i -> uint8 [H, W, 3]`` RGB. Raises ``InputError`` naming the photo if it cannot be read.
-    load_image: Callable[[int], np.ndarray]
+    load_image: Callable[[int], np.ndarray]  # i -> uint8 [H, W, 3] RGB; ``InputError`` naming an unreadable photo
     fingerprint: str  # hex digest that changes with the photos or the labels
-    splits: Mapping[str, Split]  # ``{"train": Split, "validation": Split, "novel": Split}``
+    splits: Mapping[str, Split]  # of "train", "validation" and "novel"
     word_vectors: np.ndarray | None = None  # float32 [C, d_w] of a generated dataset, else None
     notes: tuple[str, ...] = ()  # lines for the data card
     # image name -> why its photo cannot be read, if known before loading
@@ -44,7 +40,7 @@ class ImageDataset:
         """bool [I_split, C_split]: the label matrix of one split, the rows in the order of its images."""
         return self.labels[np.ix_(self.splits[split].images, self.splits[split].labels)]
 
-    def only_used(self) -> ImageDataset:
+    def only_used(self) -> Self:
         """The dataset without the images that are in no split."""
         used = np.unique(np.concatenate([split.images for split in self.splits.values()]))
         if len(used) == len(self.labels):

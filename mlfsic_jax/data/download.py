@@ -1,7 +1,5 @@
 """Fetches and unpacks assets, on request only: downloads resume, are verified and are unpacked safely."""
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 import hashlib
@@ -31,15 +29,9 @@ _MB = 10**6
 
 
 def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **options: float) -> None:
-    """Fetches assets into a folder and unpacks archives there; what is there already stays.
+    """Fetches assets into a folder, created if missing, and unpacks archives there; what is there stays.
 
-    Args:
-      assets: the files.
-      folder: created if missing.
-      **options: timeout, retries and backoff of ``fetch``.
-
-    Raises:
-      InputError: too little disk space, or from ``fetch`` and ``unpack``.
+    ``options`` are those of ``fetch``. Raises ``InputError`` for too little disk space, and as these two.
     """
     folder = expand(folder)
     with _one_line(folder):
@@ -62,15 +54,12 @@ def fetch(
     """Downloads a file, resuming ``<filename>.part``, and returns its path; a file that is there is only checked.
 
     ``timeout`` is in seconds without a byte. Up to ``retries`` attempts in a row may fail to gain a megabyte, the first
-    after ``backoff`` seconds, doubled for each further one.
-
-    Raises:
-      InputError: the file cannot be fetched or written, or differs from the published one.
+    after ``backoff`` seconds, doubled for each further one. ``InputError`` when the file cannot be fetched or written,
+    or differs from the published one.
     """
     path = expand(folder) / asset.filename
     with _one_line(path.parent):
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             with _lock(path.parent):
                 if not path.exists():  # another process may have fetched it meanwhile
                     _download(asset, path, timeout, retries, backoff)
@@ -83,26 +72,22 @@ def fetch(
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, wanted: Sequence[str] = ("*",)) -> None:
     """Unpacks a .zip or an uncompressed .tar, unless it was unpacked there before.
 
-    Members go to a scratch folder, then into place together, replacing files of the same name. Links, devices and
-    names that lead out of the folder are refused. In the patterns ``wanted``, ``*`` also stands for slashes.
-
-    Raises:
-      InputError: the archive is damaged or unsafe, lacks a wanted member, or does not fit on the disk.
+    Members go to a scratch folder, then into place together, replacing files of the same name. In the patterns
+    ``wanted``, ``*`` also stands for slashes. ``InputError`` when the archive is damaged, holds links, devices or names
+    that lead out of the folder, lacks a wanted member, or does not fit on the disk.
     """
     archive, folder = pathlib.Path(archive), expand(folder)
     scratch = folder / f".unpacking-{archive.name}"
-    with _one_line(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if _is_unpacked(archive.name, folder, wanted):  # another process may have done it meanwhile
-                return
-            shutil.rmtree(scratch, ignore_errors=True)  # what an interrupted run left
-            try:
-                names = _extract(archive, scratch, wanted)
-                shutil.copytree(scratch, folder, copy_function=os.replace, dirs_exist_ok=True)
-                _stamp(archive.name, folder).write_text("\n".join([" ".join(wanted), *names]), **_STAMP_ENCODING)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    with _one_line(folder), _lock(folder):
+        if _is_unpacked(archive.name, folder, wanted):  # another process may have done it meanwhile
+            return
+        shutil.rmtree(scratch, ignore_errors=True)  # what an interrupted run left
+        try:
+            names = _extract(archive, scratch, wanted)
+            shutil.copytree(scratch, folder, copy_function=os.replace, dirs_exist_ok=True)
+            _stamp(archive.name, folder).write_text("\n".join([" ".join(wanted), *names]), **_STAMP_ENCODING)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _download(asset: Asset, path: pathlib.Path, timeout: float, retries: int, backoff: float) -> None:
@@ -156,10 +141,8 @@ def _receive_rest(asset: Asset, part: pathlib.Path, timeout: float) -> None:
             part.unlink(missing_ok=True)
             raise ConnectionError("the file on the server has changed")
         if None not in (asset.size, total) and total != asset.size:
-            raise InputError(
-                f"{asset.url} holds {total} bytes, expected {asset.size}: this is not the published file; "
-                f"get it elsewhere and put it at {part.with_suffix('')}"
-            )
+            holds = f"{asset.url} holds {total} bytes, expected {asset.size}: this is not the published file"
+            raise InputError(f"{holds}; get it elsewhere and put it at {part.with_suffix('')}")
         expected = total if asset.size is None else asset.size
         # A server without ranges, or whose file has changed, answers 200 and sends everything.
         with open(part, "ab" if start else "wb") as file:
@@ -226,10 +209,9 @@ def _validator(response: Any) -> str:
 
 def _difference(asset: Asset, path: pathlib.Path) -> str:
     """How a file differs from the published one; "" if nothing known differs."""
-    size = _size(path)
+    size, digest = _size(path), hashlib.sha256()
     if asset.size is not None and size != asset.size:
         return f"it has {size} bytes, expected {asset.size}"
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
         pieces = iter(lambda: file.read(_MB), b"")
         for piece in track(pieces, total=math.ceil(size / _MB), description=f"checking {path.name}", unit="MB"):
@@ -237,9 +219,7 @@ def _difference(asset: Asset, path: pathlib.Path) -> str:
     found = digest.hexdigest()
     if asset.sha256 is None:
         _say(f"no checksum of {asset.url} is published, so it is not verified; its sha256 is {found}")
-    elif not found.startswith(asset.sha256):
-        return f"its sha256 is {found}, expected {asset.sha256}"
-    return ""
+    return "" if found.startswith(asset.sha256 or "") else f"its sha256 is {found}, expected {asset.sha256}"
 
 
 def _extract(path: pathlib.Path, scratch: pathlib.Path, wanted: Sequence[str]) -> list[str]:
@@ -275,12 +255,10 @@ def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[tarfile.TarInfo
 
 def _tar_info(info: zipfile.ZipInfo) -> tarfile.TarInfo:
     """Name, size and type of a zip member; anything but a folder or a file counts as a link."""
+    types = {0: tarfile.REGTYPE, stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE}  # 0: unknown
     member, kind = tarfile.TarInfo(info.filename), stat.S_IFMT(info.external_attr >> 16)
-    member.size, member.type = info.file_size, tarfile.SYMTYPE
-    if info.is_dir() or kind == stat.S_IFDIR:
-        member.type = tarfile.DIRTYPE
-    elif kind in (0, stat.S_IFREG):  # 0: unknown
-        member.type = tarfile.REGTYPE
+    member.size = info.file_size
+    member.type = tarfile.DIRTYPE if info.is_dir() else types.get(kind, tarfile.SYMTYPE)
     return member
 
 
@@ -310,9 +288,8 @@ def _wanted_files(
         if not member.isreg():
             raise InputError(f"{archive} is unsafe: its member {name[:80]!r} is a link or a device; delete it")
         files[name] = member
-    for pattern in wanted:
-        if not fnmatch.filter(files, pattern):
-            raise InputError(f"{archive} holds no {pattern}: it is another archive, or cut off; delete it")
+    if absent := [pattern for pattern in wanted if not fnmatch.filter(files, pattern)]:
+        raise InputError(f"{archive} holds no {absent[0]}: it is another archive, or cut off; delete it")
     return files
 
 

@@ -22,8 +22,6 @@ counts if it has the label as written, in any case, between word boundaries; plu
 several mentions is taken. A label with commas or slashes is a list of synonyms.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib
@@ -51,20 +49,26 @@ class Encoder(NamedTuple):
     unit: bool = False  # whether to scale the vector to length 1
     prefix: str = ""  # start of the network's keys in the authors' checkpoints; "" if there are none
     weights: tuple[str, str] | None = None  # such a checkpoint, (repository, file) on huggingface.co
+    licence: str = ""  # of the published model
 
 
+_UNKNOWN = "MIT (code); no licence is stated for the model"
+_GAJBHIYE = ("amitgajbhiye/biencoder_concept_property_pretrained_models", "bb_gkb_cnet_plus_cnet_has_property.pt")
 ENCODERS = {
-    "mirrorbert": Encoder("cambridgeltl/mirror-bert-base-uncased-word", 768, "{label}", "cls"),
-    "mirrorwic": Encoder("cambridgeltl/mirrorwic-bert-base-uncased", 768, None, "mention", layers=4),
+    "mirrorbert": Encoder("cambridgeltl/mirror-bert-base-uncased-word", 768, "{label}", "cls", licence=_UNKNOWN),
+    "mirrorwic": Encoder(
+        "cambridgeltl/mirrorwic-bert-base-uncased", 768, None, "mention", layers=4, licence="no licence is stated"
+    ),
     "bert_biencoder": Encoder(
         "google-bert/bert-base-uncased", 768, "{label} means {mask}", "mask", unit=True, prefix="_concept_encoder.",
-        weights=(
-            "amitgajbhiye/biencoder_concept_property_pretrained_models", "bb_gkb_cnet_plus_cnet_has_property.pt"
-        ),
+        weights=_GAJBHIYE, licence="Apache-2.0 (BERT); no licence is stated for the fine-tuned weights",
     ),
-    "bert_avg": Encoder("google-bert/bert-base-uncased", 768, None, "mask"),
-    "bert_concn": Encoder(None, None, None, "mask", prefix="bert.bert."),
-    "clip": Encoder("openai/clip-vit-base-patch32", 512, "a photo of a {label}", "projection"),
+    "bert_avg": Encoder("google-bert/bert-base-uncased", 768, None, "mask", licence="Apache-2.0"),
+    "bert_concn": Encoder(
+        None, None, None, "mask", prefix="bert.bert.",
+        licence="of the model that you fine-tune; BERT is under Apache-2.0",
+    ),
+    "clip": Encoder("openai/clip-vit-base-patch32", 512, "a photo of a {label}", "projection", licence=_UNKNOWN),
 }  # fmt: skip
 
 
@@ -86,20 +90,17 @@ def encode_labels(
     batch_size: int = 64,
     local_files_only: bool = False,
 ) -> np.ndarray:
-    """Encodes labels, on the GPU if PyTorch sees one.
+    """Encodes C labels as float32 [C, d], on the GPU if PyTorch sees one.
 
     Args:
       encoder: a name of ``ENCODERS``.
-      display_names: C names as people write them, e.g. ``"dining table"``.
+      display_names: C names as people write them, e.g. "dining table".
       model: a name on huggingface.co or a folder with model and tokeniser; default: the published model.
       weights: a ``.pt`` file of the authors' code that replaces the model's weights; default: the published one, if
         there is one and ``model`` is not given.
       mentions: per label, the sentences that mention it (``read_sentences``); only for encoders in context.
       batch_size: texts per step.
-      local_files_only: download nothing; a folder as ``model`` needs no network anyway.
-
-    Returns:
-      float32 [C, d].
+      local_files_only: download nothing.
 
     Raises:
       InputError: PyTorch or transformers is missing, the model or its weights cannot be loaded, or all mentions of a
@@ -107,10 +108,9 @@ def encode_labels(
     """
     spec = ENCODERS[encoder]
     if model is None and spec.model is None:
-        raise InputError(
-            f"encoder {encoder} has no published model: fine-tune one with the authors' code (data/encoders.py says "
-            "which) and give --model=NAME_OR_FOLDER and, unless that is a folder with the result, --weights=FILE.pt"
-        )
+        tune = "fine-tune one with the authors' code (data/encoders.py says which) and give --model=NAME_OR_FOLDER and"
+        weights_too = "unless that is a folder with the result, --weights=FILE.pt"
+        raise InputError(f"encoder {encoder} has no published model: {tune}, {weights_too}")
     tokenizer, network, source = _load(encoder, model, weights, local_files_only)
     if spec.prompt is not None:
         mentions = [[_prompted(spec.prompt, name, tokenizer.mask_token)] for name in display_names]
@@ -138,7 +138,11 @@ def encode_labels(
 def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool) -> tuple[Any, Any, str]:
     """The tokeniser, the network on its device, and the model's name."""
     spec = ENCODERS[encoder]
-    torch, transformers = _libraries()
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError(f'{error.name} is not installed: pip install "mlfsic_jax[text]"') from error
     transformers.logging.set_verbosity_error()  # it reports unneeded parts of a checkpoint; see missing below
     network_class = transformers.CLIPTextModelWithProjection if spec.at == "projection" else transformers.AutoModel
     source = model or spec.model
@@ -150,7 +154,7 @@ def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool)
         "Give --model=NAME_OR_FOLDER with a model of huggingface.co or a folder that holds one (config, weights, "
         f"tokeniser); {encoder}'s is {spec.model}"
     )
-    with _loading(f"the model {source} cannot be loaded", hint), _offline(local_files_only or in_folder):
+    with _loading(f"the model {source} cannot be loaded", hint, local_files_only or in_folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         network, loaded = network_class.from_pretrained(source, output_loading_info=True, weights_only=True, **options)
     missing = [key for key in sorted(loaded["missing_keys"]) if "pooler" not in key]  # would stay random
@@ -164,16 +168,14 @@ def _load(encoder: str, model: str | None, weights: Any, local_files_only: bool)
 
         repository, file = spec.weights
         failure = f"{file} cannot be downloaded from huggingface.co/{repository}"
-        with _loading(failure, "Get it by hand and give --weights=FILE.pt"), _offline(local_files_only):
+        with _loading(failure, "Get it by hand and give --weights=FILE.pt", local_files_only):
             weights = hf_hub_download(repository, file, local_files_only=local_files_only)
     if weights is not None:
         _load_weights(network, expand(weights), spec.prefix)
     return tokenizer, network.eval().float().to("cuda" if torch.cuda.is_available() else "cpu"), source
 
 
-def _encode_batch(
-    spec: Encoder, tokenizer: Any, network: Any, mentions: list[Mention]
-) -> tuple[np.ndarray, np.ndarray]:
+def _encode_batch(spec: Encoder, tokenizer: Any, network: Any, mentions: list[Mention]) -> tuple[np.ndarray, ...]:
     """Vectors float64 [B, d] of texts, and bool [B]: whether the text was read as far as the mention."""
     import torch
 
@@ -188,12 +190,10 @@ def _encode_batch(
     hidden = outputs.last_hidden_state
     if spec.layers > 1:
         hidden = torch.stack(outputs.hidden_states[-spec.layers :]).mean(0)
+    start, end = np.array([(mention.start, mention.end) for mention in mentions]).T[..., None]  # each [B, 1]
+    chosen = (offsets[..., 0] < end) & (offsets[..., 1] > start)  # [B, T]
     if spec.at == "cls":
-        chosen = np.zeros(offsets.shape[:2])
-        chosen[:, 0] = 1
-    else:
-        start, end = np.array([(mention.start, mention.end) for mention in mentions]).T[..., None]  # each [B, 1]
-        chosen = ((offsets[..., 0] < end) & (offsets[..., 1] > start)).astype(float)
+        chosen[:] = np.arange(offsets.shape[1]) == 0
     found = chosen.any(axis=1)
     weights = chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1)
     vectors = np.einsum("bt,btd->bd", weights, hidden.double().cpu().numpy())
@@ -212,43 +212,30 @@ def _masked(mention: Mention, mask: str) -> Mention:
     return Mention(text, mention.start, mention.start + len(mask))
 
 
-def _libraries() -> tuple[Any, Any]:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise InputError(f'{error.name} is not installed: pip install "mlfsic_jax[text]"') from error
-    return torch, transformers
-
-
 @contextlib.contextmanager
-def _offline(offline: bool) -> Iterator[None]:
-    """Keeps the hub's client off the network, which it would ask even when the files are local."""
+def _loading(failure: str, hint: str, offline: bool) -> Iterator[None]:
+    """Reports any error by its first line: hub, transformers, tokenizers, safetensors and torch raise their own.
+
+    ``offline`` keeps the hub's client off the network, which it would ask even when the files are local.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or offline
     try:
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextlib.contextmanager
-def _loading(failure: str, hint: str) -> Iterator[None]:
-    """Reports any error by its first line: hub, transformers, tokenizers, safetensors and torch raise their own."""
-    try:
-        yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{failure}: {lines[0].rstrip('.:')[:200]}. {hint}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _load_weights(network: Any, path: pathlib.Path, prefix: str) -> None:
     import torch
 
     hint = "Give a .pt file of the authors' code, and with --model the model that it was trained from"
-    with _loading(f"weights {path} cannot be loaded into the model", hint):
+    with _loading(f"weights {path} cannot be loaded into the model", hint, offline=True):
         state = torch.load(path, map_location="cpu", weights_only=True)
         keys = {key: key.removeprefix("module.") for key in state}
         own = {name.removeprefix(prefix): state[key] for key, name in keys.items() if name.startswith(prefix)}
@@ -265,18 +252,11 @@ def read_sentences(
     max_sentences: int = 500,
     seed: int = 0,
 ) -> list[list[Mention]]:
-    """Reads sentences that mention labels, draws some of them at random, and prints how many to standard error.
+    """Reads sentences that mention labels, draws ``max_sentences`` per label, and prints how many to standard error.
 
-    Args:
-      path: UTF-8 text with lines ``label<TAB>sentence``. Lines of other labels are skipped, so that one file serves
-        several datasets.
-      label_names: C names as the dataset spells them; the file may use these or the display names.
-      display_names: C names as people write them; looked for in the sentences.
-      max_sentences: per label, drawn without replacement.
-      seed: for the draw, which is independent for each label.
-
-    Returns:
-      Per label, its mentions in the order of the file.
+    The file is UTF-8 text with lines ``label<TAB>sentence``, the label one of C ``label_names`` (the dataset's
+    spelling) or ``display_names`` (as people write them, and as the sentence must have them). Lines of other labels are
+    skipped, so that one file serves several datasets. Each label's draw is independent, its mentions keep their order.
 
     Raises:
       InputError: the file is missing or malformed (naming the line), or some labels have no sentence (naming all).
@@ -298,14 +278,11 @@ def read_sentences(
             n_skipped += 1
     without = [display for display, group in zip(display_names, mentions, strict=True) if not group]
     if without:
-        raise InputError(
-            f"{path} has no sentence that mentions {', '.join(map(repr, without))}: add lines label<TAB>sentence with "
-            "the label as written here (plurals do not count)"
-        )
+        add = "add lines label<TAB>sentence with the label as written here (plurals do not count)"
+        raise InputError(f"{path} has no sentence that mentions {', '.join(map(repr, without))}: {add}")
     drawn = []
     for group in mentions:
-        n = min(max_sentences, len(group))
-        rows = np.random.default_rng(seed).choice(len(group), n, replace=False)
+        rows = np.random.default_rng(seed).choice(len(group), min(max_sentences, len(group)), replace=False)
         drawn.append([group[row] for row in sorted(rows)])
     print(
         f"{path}: {sum(map(len, drawn))} of {sum(map(len, mentions))} sentences for {len(drawn)} labels, "

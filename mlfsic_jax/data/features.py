@@ -5,8 +5,6 @@ skipped) and ``manifest.json`` (what the values were made from). A hash of the m
 values of other data, weights or transforms apart; damaged rows are made again.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -65,10 +63,8 @@ class Cache(NamedTuple):
                     if file.readinto(value.data.cast("B")) != value.nbytes:
                         raise OSError(errno.EIO, "it is cut short")
         except OSError as error:
-            raise InputError(
-                f"the cache {self.path} cannot be read any more ({error.strerror}): is its disk still there? "
-                "The same command goes on"
-            ) from error
+            cannot = f"the cache {self.path} cannot be read any more ({error.strerror})"
+            raise InputError(f"{cannot}: is its disk still there? The same command goes on") from error
         return values.reshape(*rows.shape, *self.shape[1:])
 
 
@@ -84,28 +80,17 @@ def open_or_build(
 ) -> Cache:
     """Opens the cache that belongs to these data and settings, building or finishing it first where needed.
 
-    Args:
-      dataset: the photos.
-      cache_dir: where caches live.
-      image_size: photos are resized to this square.
-      row_shape: shape of one row.
-      dtype: "float16" or "uint8".
-      made_from: what else the values depend on (backbone, weights hash).
-      compute: uint8 photos [B, image_size, image_size, 3] -> rows [B, *row_shape], B always the same multiple of the
-        number of this process's devices; None keeps the photos.
+    Photos are resized to squares; a row has shape ``row_shape`` and dtype "float16" or "uint8". ``made_from`` is what
+    else the values depend on (backbone, weights hash). ``compute`` turns uint8 photos [B, image_size, image_size, 3]
+    into rows [B, *row_shape], B always the same multiple of the number of this process's devices; without it photos
+    are kept.
 
     Raises:
       InputError: the folder cannot be written, or values leave the range of ``dtype``.
     """
-    manifest = {
-        "version": 2,
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "transform": f"direct resize to {image_size}, bilinear",
-        "shape": [len(dataset.labels), *row_shape],
-        "dtype": dtype,
-        **made_from,
-    }
+    made_from = {"version": 2, "dataset": dataset.name, "fingerprint": dataset.fingerprint, **made_from}
+    transform = f"direct resize to {image_size}, bilinear"
+    manifest = {**made_from, "transform": transform, "shape": [len(dataset.labels), *row_shape], "dtype": dtype}
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache_dir) / f"{dataset.name}-{made_from['backbone']}-{image_size}-{digest}"
     try:
@@ -114,8 +99,8 @@ def open_or_build(
             if progress["done"] < len(dataset.labels):
                 _build(path, dataset, image_size, manifest, progress, compute)
     except OSError as error:
-        message = f"cannot write the cache {path} ({error.strerror}): free space there, or set config.cache_dir"
-        raise InputError(message) from error
+        cannot = f"cannot write the cache {path} ({error.strerror})"
+        raise InputError(f"{cannot}: free space there, or set config.cache_dir") from error
     for name, why in progress["skipped"].items():
         print(f"skipped photo {name}: {why}")
     if progress["skipped"]:
@@ -164,9 +149,8 @@ def _without_damage(path: Path, values: np.ndarray, progress: dict) -> dict:
     """The progress up to the first rows that are not what was written, if there are any."""
     good = {"done": 0, "checksums": [], "skipped": dict(progress["skipped"])}
     for end, checksum in progress["checksums"]:
-        start = good["done"]
-        if _checksum(values[start:end]) != checksum:
-            print(f"the cache {path} is damaged from image {start} on: these are computed again")
+        if _checksum(values[good["done"] : end]) != checksum:
+            print(f"the cache {path} is damaged from image {good['done']} on: these are computed again")
             break
         good["checksums"].append([end, checksum])
         good["done"] = end
@@ -180,9 +164,9 @@ def _checksum(rows: np.ndarray) -> int:
 def _build(path, dataset, image_size, manifest, progress, compute) -> None:
     """Computes the missing rows, noting progress every few batches."""
     n_images = len(dataset.labels)
+    values = np.load(path / _VALUES, mmap_mode="r+")
     if progress["done"]:
         print(f"continuing the cache at image {progress['done']} of {n_images}")
-    values = np.load(path / _VALUES, mmap_mode="r+")
 
     def read(i):
         try:
@@ -200,8 +184,7 @@ def _build(path, dataset, image_size, manifest, progress, compute) -> None:
         photos[i - start] = photo
         if why is not None:
             progress["skipped"][dataset.image_names[i]] = why
-        end = i + 1
-        if end - start < batch and end < n_images:
+        if (end := i + 1) - start < batch and end < n_images:
             continue
         rows = (photos if compute is None else np.asarray(compute(photos)))[: end - start].astype(manifest["dtype"])
         if not np.isfinite(rows).all():

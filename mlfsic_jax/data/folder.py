@@ -6,8 +6,6 @@
 - one sub-folder per label. Photos with several labels stand in several: copies and links of a file are one image.
 """
 
-from __future__ import annotations
-
 import collections
 import pathlib
 from collections.abc import Iterator
@@ -34,13 +32,13 @@ def scan(source: pathlib.Path) -> prepared.Source:
     if not source.is_dir():
         raise InputError(f"source {source} is not a folder. {LAYOUT}")
     table, instances_file = source / "labels.csv", source / "labels.json"
+    described_by = [path for path in (table, instances_file) if path.is_file()][:1]
     if table.is_file():
-        labels, described_by = read_csv(table)[0], [table]
-    elif instances_file.is_file():
-        found = instances(instances_file, source)
-        labels, described_by = {photo: names for _, photo, names in found}, [instances_file]
+        labels = read_csv(table)[0]
+    elif described_by:
+        labels = {photo: names for _, photo, names in instances(instances_file, source)}
     else:
-        labels, described_by = _from_folders(source), []
+        labels = _from_folders(source)
     if absent := prepared.missing(list(labels), source):
         raise InputError(f"{absent}. Correct {described_by[0] if described_by else 'the folder'}")
     examples = sorted(
@@ -56,22 +54,16 @@ def scan(source: pathlib.Path) -> prepared.Source:
 
 
 def read_csv(path: pathlib.Path, anywhere: bool = False) -> tuple[dict[pathlib.Path, list[str]], list[str]]:
-    """Reads a file in either of the two forms of ``labels.csv``.
+    """Photo -> its labels, and all labels named, from a file in either of the two forms of ``labels.csv``.
 
-    Photos are relative to its folder and, unless ``anywhere``, inside of it.
-
-    Returns:
-      Photo -> its labels, and all labels that the file names, with or without a photo.
-
-    Raises:
-      InputError: the file cannot be read or is malformed (naming the line).
+    Photos are relative to its folder and, unless ``anywhere``, inside of it. ``InputError`` names a malformed line.
     """
     rows = csv_rows(path, "save it as CSV in UTF-8", _MAX_FIELD)
     where, columns = next(rows)
     columns = [column.strip() for column in columns]
     if columns[:1] != ["file"] or len(columns) < 2 or "" in columns:
-        forms = "file,labels or file and one column per label"
-        raise InputError(f"{where}: the columns must be {forms}, not {shown(columns)}")
+        must = "the columns must be file,labels or file and one column per label"
+        raise InputError(f"{where}: {must}, not {shown(columns)}")
     columns = ["file", *(label_name(column, where) for column in columns[1:])]
     if len(set(columns)) != len(columns):
         raise InputError(f"{where}: a column occurs twice in {shown(columns)}")
@@ -102,17 +94,15 @@ def _names(cells: dict[str, str], where: str) -> list[str]:
 
 def _from_folders(source: pathlib.Path) -> dict[pathlib.Path, set[str]]:
     """Photo -> its labels; files of equal content are one image, named after the first."""
-    by_size = collections.defaultdict(list)
-    for label, photo in _photos(source):
-        by_size[photo.stat().st_size].append((label, photo))
-    if not by_size:
+    sizes = [(label, photo, photo.stat().st_size) for label, photo in _photos(source)]
+    if not sizes:
         raise InputError(f"{source} holds no labels.csv, no labels.json and no photos in sub-folders. {LAYOUT}")
+    n_of_size = collections.Counter(size for *_, size in sizes)
     labels: dict[pathlib.Path, set[str]] = {}
-    for same_size in by_size.values():
-        first: dict[str, pathlib.Path] = {}
-        for label, photo in same_size:
-            content = prepared.digest([photo]) if len(same_size) > 1 else ""
-            labels.setdefault(first.setdefault(content, photo), set()).add(label)
+    first: dict[tuple[int, str], pathlib.Path] = {}
+    for label, photo, size in sizes:
+        content = prepared.digest([photo]) if n_of_size[size] > 1 else ""  # only files of equal size need be read
+        labels.setdefault(first.setdefault((size, content), photo), set()).add(label)
     return labels
 
 

@@ -1,23 +1,16 @@
 """iMaterialist (Fashion) 2019, FGVC6, from Kaggle's train.csv, label_descriptions.json and train/."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 
 from mlfsic_jax.data import prepared
 from mlfsic_jax.data.coco import listing
+from mlfsic_jax.data.splits import benchmark_labels
 from mlfsic_jax.data.text import csv_rows
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import photo_path, read_json, reported, shown
 
-LABEL_NAMES = (
-    "shirt, blouse", "top, t-shirt, sweatshirt", "sweater", "cardigan", "jacket", "vest", "pants", "shorts", "skirt",
-    "coat", "dress", "jumpsuit", "cape", "glasses", "hat", "headband, head covering, hair accessory", "tie", "glove",
-    "watch", "belt", "leg warmer", "tights, stockings", "sock", "shoe", "bag, wallet", "scarf", "umbrella", "hood",
-    "collar", "lapel", "epaulette", "sleeve", "pocket", "neckline", "buckle", "zipper", "applique", "bead", "bow",
-    "flower", "fringe", "ribbon", "rivet", "ruffle", "sequin", "tassel",
-)  # fmt: skip
+LABEL_NAMES = benchmark_labels("imaterialist")
 DISPLAY_NAMES: dict[str, str] = {}
 POLICY = "leakfree"
 _MAX_FIELD = 2**31 - 1  # characters: a segment's outline is one long field

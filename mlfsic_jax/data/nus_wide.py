@@ -1,7 +1,5 @@
 """NUS-WIDE from the official ground truth and image list, beside a folder of photos."""
 
-from __future__ import annotations
-
 import functools
 import os
 import pathlib
@@ -10,19 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlfsic_jax.data import prepared
+from mlfsic_jax.data.splits import benchmark_labels
 from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import photo_path
 
-LABEL_NAMES = (
-    "airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat",
-    "cityscape", "clouds", "computer", "coral", "cow", "dancing", "dog", "earthquake", "elk", "fire", "fish", "flags",
-    "flowers", "food", "fox", "frost", "garden", "glacier", "grass", "harbor", "horses", "house", "lake", "leaf",
-    "map", "military", "moon", "mountain", "nighttime", "ocean", "person", "plane", "plants", "police", "protest",
-    "railroad", "rainbow", "reflection", "road", "rocks", "running", "sand", "sign", "sky", "snow", "soccer",
-    "sports", "statue", "street", "sun", "sunset", "surf", "swimmers", "tattoo", "temple", "tiger", "tower", "town",
-    "toy", "train", "tree", "valley", "vehicle", "water", "waterfall", "wedding", "whales", "window", "zebra",
-)  # fmt: skip
+LABEL_NAMES = benchmark_labels("nus_wide")
 DISPLAY_NAMES: dict[str, str] = {}
 PHOTO_FOLDERS = ("Flickr", "images", "Images", "image")
 POLICY = "leakfree"

@@ -5,8 +5,6 @@ first fetches the archives of VOC or COCO and what --embedding and --backbone na
 ``python -m mlfsic_jax.fetch`` fetches files without preparing a dataset.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import types
@@ -22,23 +20,13 @@ _UNPACKED = {"voc": "VOCdevkit", "coco": "coco"}  # dataset -> its folder in the
 
 
 def prepare(flags: argparse.Namespace) -> data.ImageDataset:
-    """Downloads if asked to, makes or finishes the prepared copy, and prints its data card.
-
-    Raises:
-      InputError: the dataset cannot be downloaded, read or written.
-    """
+    """Downloads if asked to, makes or finishes the prepared copy, and prints its data card."""
     source = flags.source or str(pathlib.Path(flags.data_dir) / _UNPACKED.get(flags.dataset, flags.dataset))
     if flags.download:
         wanted = assets.find(_downloads(flags), assets.with_backbones(BACKBONES))
         download.fetch_and_unpack(wanted, flags.data_dir)
-    config = types.SimpleNamespace(
-        name=flags.dataset,
-        source=source,
-        prepared_dir=flags.prepared_dir,
-        policy=flags.policy,
-        split=flags.split or ("auto" if flags.dataset == "folder" else ""),
-        seed=flags.seed,
-    )
+    split = flags.split or ("auto" if flags.dataset == "folder" else "")
+    config = types.SimpleNamespace(**vars(flags) | {"name": flags.dataset, "source": source, "split": split})
     dataset = data.load(config)
     print(data.data_card(dataset))
     for why in dataset.unreadable.values():
@@ -57,10 +45,8 @@ def _downloads(flags: argparse.Namespace) -> list[str]:
             raise InputError(f"--download puts {flags.dataset} into --data_dir={flags.data_dir}: leave --source out")
         return [flags.dataset, *names]
     if not names:
-        known = " and ".join(_UNPACKED)
-        raise InputError(
-            f"--download knows the archives of {known}, --embedding and --backbone; {data.layout(flags.dataset)}"
-        )
+        known = f"the archives of {' and '.join(_UNPACKED)}, --embedding and --backbone"
+        raise InputError(f"--download knows {known}; {data.layout(flags.dataset)}")
     return names
 
 
@@ -74,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--policy", default="", help="leakfree, exclusive, or COCO's laso; default: the dataset's own")
     parser.add_argument("--split", default="", help="label split: a JSON file, or auto; default: the published one")
     parser.add_argument("--seed", type=int, default=0, help="for --split=auto")
-    parser.add_argument(
-        "--download", action="store_true", help="fetch first: the archives of VOC or COCO, --embedding, --backbone"
-    )
+    parser.add_argument("--download", action="store_true", help="fetch VOC or COCO, --embedding and --backbone first")
     parser.add_argument("--data_dir", default="data", help="where downloads go; default data")
     parser.add_argument("--embedding", choices=["glove"], help="with --download: also fetch GloVe 6B")
     parser.add_argument("--backbone", choices=with_weights, help="with --download: also fetch its published weights")

@@ -4,8 +4,6 @@ A hundred thousand photo files are slow to list and to read; a copy is a few doz
 read by TFDS (without TensorFlow). It is made in parts, so that an interrupted run resumes.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools
@@ -30,9 +28,8 @@ from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reported, shown
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
-_TABLE_FILE = "table.npz"
-_PART_FILE = "part.json"
-_PART_SIZE = 4096
+_TABLE_FILE, _PART_FILE = "table.npz", "part.json"
+_PART_SIZE = 4096  # photos
 _READERS = 4
 
 
@@ -56,9 +53,9 @@ class Contents(NamedTuple):
 class Source(NamedTuple):
     """A listed source folder."""
 
-    digest: str  # hex digest that changes with the photos or annotations
+    digest: str  # changes with the photos or annotations
     title: str  # part of the copy's folder name
-    read: Callable[[], Contents]  # reads the annotations, if that has not been done
+    read: Callable[[], Contents]
 
 
 class Copy(NamedTuple):
@@ -85,10 +82,8 @@ def open_or_prepare(
     """The prepared copy of a source folder, made or finished if needed.
 
     Without a source, the one copy in ``prepared_dir`` is used. A source whose photos or annotations changed gets a new
-    copy. ``scan`` lists a source folder; ``layout`` tells in error messages how to get and arrange it.
-
-    Raises:
-      InputError: the source is missing, incomplete or malformed, or the prepared copy is damaged.
+    copy. ``scan`` lists a source folder; ``layout`` tells in error messages how to get and arrange it. ``InputError``
+    when the source is missing, incomplete or malformed, or the prepared copy is damaged.
     """
     if not prepared_dir:
         raise InputError(f"prepared_dir is empty: give a folder for a copy of the photos of {name}")
@@ -104,12 +99,11 @@ def open_or_prepare(
     copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
     if not (copy / _TABLE_FILE).is_file():
         contents = scanned.read()
-        try:
-            with lock(root / ".lock", f"another process that prepares {name} in {root}"):
-                if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
-                    _prepare(name, contents, scanned.digest, copy)
-        except OSError as error:
-            raise InputError(f"the prepared copy of {name} cannot be made under {root}: {error}") from error
+        waiting_for = f"another process that prepares {name} in {root}"
+        cannot = f"the prepared copy of {name} cannot be made under {root}"
+        with reported(cannot, "make room, or set another folder", OSError), lock(root / ".lock", waiting_for):
+            if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
+                _prepare(name, contents, scanned.digest, copy)
     return _read_table(copy)
 
 
@@ -191,19 +185,17 @@ def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Pa
     if done:
         print(f"continuing the prepared copy {copy} at part {done} of {len(parts)}", file=sys.stderr, flush=True)
     remaining = sum(len(part) for part in parts[done:])
-    with ThreadPoolExecutor(_READERS) as readers:
-        written = _write_parts(name, parts, copy, readers)
-        for _ in track(written, total=remaining, description=f"preparing {name}", unit="photos"):
-            pass
+    written = _write_parts(name, parts, copy)
+    for _ in track(written, total=remaining, description=f"preparing {name}", unit="photos"):
+        pass
     notes = [json.loads((_part_folder(copy, i) / _PART_FILE).read_text()) for i in range(len(parts))]
     places = {n: (i, place) for i, note in enumerate(notes) for place, n in enumerate(note["names"])}
     unreadable = {n: why for note in notes for n, why in note["unreadable"].items()}
-    column = {label: c for c, label in enumerate(contents.label_names)}
     table = {
         "names": np.array([example.name for example in examples]),
         "label_names": np.array(contents.label_names),
-        "labels": _label_matrix([example.labels for example in examples], column),
-        "ignored": _label_matrix([example.ignored for example in examples], column),
+        "labels": _label_matrix([example.labels for example in examples], contents.label_names),
+        "ignored": _label_matrix([example.ignored for example in examples], contents.label_names),
         "records": np.array([places[example.name] for example in examples]),
         "unreadable": np.array([unreadable.get(example.name, "") for example in examples]),
         "notes": np.array(contents.notes, dtype=str),
@@ -213,20 +205,19 @@ def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Pa
         np.savez_compressed(file, **table)
 
 
-def _write_parts(
-    name: str, parts: Sequence[Sequence[Example]], copy: pathlib.Path, readers: ThreadPoolExecutor
-) -> Iterator[Example]:
+def _write_parts(name: str, parts: Sequence[Sequence[Example]], copy: pathlib.Path) -> Iterator[Example]:
     """Yields every photo after checking it; writes a part after its last photo."""
-    for i, part in enumerate(parts):
-        if (_part_folder(copy, i) / _PART_FILE).is_file():
-            continue
-        unreadable = {}
-        for example, why in zip(part, readers.map(_why_unreadable, part), strict=True):
-            if why:
-                unreadable[example.name] = why
-            if example is part[-1]:
-                _write_part(name, part, unreadable, _part_folder(copy, i))
-            yield example
+    with ThreadPoolExecutor(_READERS) as readers:
+        for i, part in enumerate(parts):
+            if (_part_folder(copy, i) / _PART_FILE).is_file():
+                continue
+            unreadable = {}
+            for example, why in zip(part, readers.map(_why_unreadable, part), strict=True):
+                if why:
+                    unreadable[example.name] = why
+                if example is part[-1]:
+                    _write_part(name, part, unreadable, _part_folder(copy, i))
+                yield example
 
 
 def _why_unreadable(example: Example) -> str:
@@ -257,7 +248,8 @@ def _write_part(name: str, part: Sequence[Example], unreadable: dict[str, str], 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _label_matrix(label_lists: Sequence[Sequence[str]], column: dict[str, int]) -> np.ndarray:
+def _label_matrix(label_lists: Sequence[Sequence[str]], label_names: Sequence[str]) -> np.ndarray:
+    column = {label: c for c, label in enumerate(label_names)}
     matrix = np.zeros((len(label_lists), len(column)), bool)  # [I, C]
     for i, labels in enumerate(label_lists):
         matrix[i, [column[label] for label in labels]] = True

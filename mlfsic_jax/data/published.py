@@ -1,23 +1,20 @@
 """The papers' numbers, ``published.json``: percent, as printed."""
 
-from __future__ import annotations
-
 import functools
-import importlib.resources
-import json
 from typing import Any
+
+from mlfsic_jax.data.text import package_json
 
 
 @functools.cache
 def published_rows() -> list[dict[str, Any]]:
     """All rows; do not change them.
 
-    Returns:
-      Dicts with "dataset", "n_shot", "method", "backbone", "words", "paper", "table", "macro_ap" and, where published,
-      "micro_ap", "macro_f1", "micro_f1" and fields of an unusual setting. Rows that a report shows beside a run's own
-      results also have "url" and "photos", the paper's address and its images.
+    Each has "dataset", "n_shot", "method", "backbone", "words", "paper", "table", "macro_ap", and where published
+    "micro_ap", "macro_f1", "micro_f1" and fields of an unusual setting. Rows that a report shows beside a run's own
+    results also have "url" and "photos", the paper's address and its images.
     """
-    found = json.loads(importlib.resources.files("mlfsic_jax.data").joinpath("published.json").read_text())
+    found = package_json("published.json")
     paper, url = {"paper": found["paper"]}, found["url"]
     main = [{**paper, "url": url, "photos": found["photos"][row["dataset"]], **row} for row in found["rows"]]
     return main + [{**paper, **row} for row in found["other_rows"]]

@@ -5,12 +5,9 @@ and novel labels combine them otherwise. An image shows one to four objects: one
 distractors whose shape or colour is not in the vocabulary. Everything is a function of seed, split and image number.
 """
 
-from __future__ import annotations
-
 import colorsys
 import hashlib
 import math
-import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +46,7 @@ class Thing(NamedTuple):
 
     label: int  # column of its label, -1 for a distractor
     shape: str  # one of ``SHAPES`` or ``_OTHER_SHAPES``
-    rgb: np.ndarray  # float [3] in 0..1.
+    rgb: np.ndarray  # float [3] in 0..1
     centre: tuple[float, float]  # (x, y)
     radius: float  # distance from the centre to the outermost point
     stretch: float  # ratio of its two axes
@@ -59,21 +56,15 @@ class Thing(NamedTuple):
 def load(
     *,
     image_size: int = 64,
-    images_per_split: tuple[int, int, int] = (1200, 400, 600),
+    images_per_split: tuple[int, ...] = (1200, 400, 600),
     seed: int = 0,
     word_noise: float = 0.48,
 ) -> ImageDataset:
-    """Describes the scenes; images are rendered on demand.
+    """Describes the scenes, which do not depend on the image size (in pixels); images are rendered on demand.
 
-    Args:
-      image_size: side S of the square images in pixels; scenes do not depend on it.
-      images_per_split: number of train, validation and novel images.
-      seed: 0 <= seed < 2**32.
-      word_noise: length of the noise in a label's word vector, relative to the sum of its colour's and its shape's
-        vector. The cosine between noisy and clean vector is about 1 / sqrt(1 + word_noise**2): 0.9 by default.
-
-    Raises:
-      ValueError: an argument out of range.
+    ``word_noise`` is the length of the noise in a label's word vector, relative to the sum of its colour's and its
+    shape's vector: the cosine between noisy and clean vector is about 1 / sqrt(1 + word_noise**2), 0.9 by default.
+    ``ValueError`` for an argument out of range.
     """
     size = _integer("image_size", image_size, 16, 1024)
     seed = _integer("seed", seed, 0, 2**32 - 1)
@@ -94,11 +85,8 @@ def load(
         things = layout(seed, split, index)
         return render(things, np.random.default_rng([seed, split, index, _STREAM_PIXELS]), size)
 
-    splits, first = {}, 0
-    for split, n in zip(SPLITS, counts, strict=True):
-        columns = [LABELS.index(label) for label in LABELS_OF_SPLIT[split]]
-        splits[split] = Split(np.array(columns, np.int32), np.arange(first, first + n, dtype=np.int32))
-        first += n
+    images = np.split(np.arange(len(where), dtype=np.int32), np.cumsum(counts)[:-1])
+    columns = [np.array([LABELS.index(label) for label in LABELS_OF_SPLIT[split]], np.int32) for split in SPLITS]
     identity = repr(("scenes", GENERATOR_VERSION, seed, size, counts))
     return ImageDataset(
         name="scenes",
@@ -108,7 +96,7 @@ def load(
         labels=labels,
         load_image=load_image,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
-        splits=splits,
+        splits={split: Split(*of_split) for split, *of_split in zip(SPLITS, columns, images, strict=True)},
         word_vectors=word_vectors(seed, word_noise)[0],
         notes=(
             "This is a demonstration: the images are rendered coloured shapes and the word vectors are made up.",
@@ -268,10 +256,6 @@ def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
 
 def _integer(what: str, value: int, low: int, high: int) -> int:
     """The value as an int; raises ``ValueError`` unless it is one in low..high."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
-    return number
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high:
+        return int(value)
+    raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")

@@ -1,15 +1,12 @@
 """Which labels are train, validation and novel, and which images follow from that."""
 
-from __future__ import annotations
-
-import importlib.resources
-import json
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mlfsic_jax.data.dataset import SPLITS, Split
+from mlfsic_jax.data.text import package_json
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand, label_name, read_json, reported
 
@@ -18,28 +15,29 @@ _AUTO_DRAWS = 200
 _MOST_LISTED = 20  # labels in a message
 
 
-def label_split(name: str) -> dict[str, tuple[str, ...]]:
-    """The published label split of a benchmark such as "voc"; ``label_splits.json`` also gives its source.
-
-    Returns:
-      ``{"train": names, "validation": names, "novel": names}`` in the dataset's spelling.
-
-    Raises:
-      InputError: no such benchmark.
-    """
-    benchmarks = json.loads(
-        importlib.resources.files("mlfsic_jax.data").joinpath("label_splits.json").read_text("utf-8")
-    )
+def _benchmark(name: str) -> dict[str, list[str]]:
+    """Labels and published split, with its source; ``InputError`` for an unknown benchmark."""
+    benchmarks = package_json("label_splits.json")
     if name not in benchmarks:
         raise InputError(f"no label split is known for {name!r}: use one of {', '.join(sorted(benchmarks))}")
-    return {split: tuple(benchmarks[name][split]) for split in SPLITS}
+    return benchmarks[name]
+
+
+def benchmark_labels(name: str) -> tuple[str, ...]:
+    """The labels of a benchmark, in the order and spelling of the dataset."""
+    return tuple(_benchmark(name)["labels"])
+
+
+def label_split(name: str) -> dict[str, tuple[str, ...]]:
+    """The published label split of a benchmark such as "voc": train, validation, novel -> names in its spelling."""
+    benchmark = _benchmark(name)
+    return {split: tuple(benchmark[split]) for split in SPLITS}
 
 
 def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Reads a user's label split, JSON of the form that ``label_split`` returns; labels may be left out.
 
-    Raises:
-      InputError: the file cannot be read, or names a label twice or one that is not in ``label_names``.
+    ``InputError`` when it cannot be read, has a split without labels, or names a label twice or an unknown one.
     """
     where = f'{os.fspath(path)} must be JSON with the lists "train", "validation" and "novel"'
     with (
@@ -50,17 +48,16 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
         if not all(isinstance(content[name], list) for name in SPLITS):
             raise TypeError("one of them is no list")
         split = {name: tuple(label_name(label, os.fspath(path)) for label in content[name]) for name in SPLITS}
-    seen: set[str] = set()
+    labels = [label for name in SPLITS for label in split[name]]
     for name in SPLITS:
         if not split[name]:
             raise InputError(f"{path} has no {name} label")
-        for label in split[name]:
-            if label not in label_names:
-                there = ", ".join(map(repr, label_names[:_MOST_LISTED])) + (", .." * (len(label_names) > _MOST_LISTED))
-                raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {there}")
-            if label in seen:
-                raise InputError(f"{path} names the label {label!r} twice")
-            seen.add(label)
+    for label in labels:
+        if label not in label_names:
+            there = ", ".join(map(repr, label_names[:_MOST_LISTED])) + (", .." * (len(label_names) > _MOST_LISTED))
+            raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {there}")
+        if labels.count(label) > 1:
+            raise InputError(f"{path} names the label {label!r} twice")
     return split
 
 
@@ -70,10 +67,7 @@ def auto_split(
     """Splits C labels at random: half train, a quarter each validation and novel (at least one each).
 
     A label of most photos can empty the other splits, so the best of 200 random splits is taken: the one whose rarest
-    label keeps most images. ``labels`` and ``policy`` are as in ``split_images``.
-
-    Raises:
-      InputError: fewer than three labels.
+    label keeps most images. ``labels`` and ``policy`` are as in ``split_images``. ``InputError`` for fewer than three.
     """
     n_labels = len(label_names)
     if n_labels < 3:
@@ -83,11 +77,8 @@ def auto_split(
     best, best_rarest = None, -1
     for _ in range(_AUTO_DRAWS):
         order = rng.permutation(n_labels)
-        columns = {
-            "train": np.sort(order[2 * n_held_out :]),
-            "validation": np.sort(order[:n_held_out]),
-            "novel": np.sort(order[n_held_out : 2 * n_held_out]),
-        }
+        validation, novel, train = map(np.sort, np.split(order, [n_held_out, 2 * n_held_out]))
+        columns = {"train": train, "validation": validation, "novel": novel}
         splits = split_images(labels, columns, policy)
         rarest = min(int(labels[np.ix_(s.images, s.labels)].sum(axis=0).min()) for s in splits.values())
         if rarest > best_rarest:
@@ -102,8 +93,8 @@ def laso_split(labels: np.ndarray, label_columns: Mapping[str, np.ndarray], in_t
     images with a novel label; their queries are all images of val2014 with one. LaSO has no validation labels: ours are
     12 of the seen labels, on val2014's images without a novel label.
 
-    Takes bool [I, C], the 52/12/16 split, and bool [I]: whether an image is from train2014. Returns splits as
-    ``split_images``; the novel one has ``support``.
+    Takes bool [I, C], the 52/12/16 split, and bool [I], whether an image is from train2014; the novel ``Split`` has
+    ``support``.
     """
     seen = np.concatenate([label_columns["train"], label_columns["validation"]])
     has_novel = labels[:, label_columns["novel"]].any(axis=1)
@@ -133,14 +124,11 @@ def split_images(
     ``leakfree``: a novel image has a novel label; a validation image has a validation label and no novel one; a train
     image has a train label and no other. Labels outside the three splits do not matter.
 
-    Args:
-      labels: bool [I, C].
-      label_columns: ``{split: int [C_split]}``, disjoint columns of ``labels``; the columns keep this order.
-      policy: ``"exclusive"`` or ``"leakfree"``.
-      ignored: bool [I, C] or None; true where a label does not count, as for VOC's difficult objects.
+    ``labels`` are bool [I, C]; ``label_columns`` gives the disjoint columns of the splits, kept in this order;
+    ``ignored``, bool [I, C], is true where a label does not count, as for VOC's difficult objects.
 
     Returns:
-      ``{"train": Split, "validation": Split, "novel": Split}``, images in ascending order. No image is in two splits.
+      Split name -> ``Split``, images in ascending order.
 
     Raises:
       InputError: unknown policy.
@@ -159,16 +147,12 @@ def split_images(
     if len(np.unique(every_column)) != len(every_column):
         raise ValueError("a label is in two splits, or twice in one")
 
-    has = {split: labels[:, columns[split]].any(axis=1) for split in SPLITS}  # each [I]
-    if policy == "exclusive":
-        n_labels = labels.sum(axis=1)
-        member = {split: has[split] & (labels[:, columns[split]].sum(axis=1) == n_labels) for split in SPLITS}
+    train, validation, novel = (labels[:, columns[split]].any(axis=1) for split in SPLITS)  # each [I]
+    if policy == "leakfree":
+        member = {"train": train & ~validation & ~novel, "validation": validation & ~novel, "novel": novel}
     else:
-        member = {
-            "train": has["train"] & ~has["validation"] & ~has["novel"],
-            "validation": has["validation"] & ~has["novel"],
-            "novel": has["novel"],
-        }
+        own, n_labels = {split: labels[:, columns[split]].sum(axis=1) for split in SPLITS}, labels.sum(axis=1)
+        member = {split: (own[split] > 0) & (own[split] == n_labels) for split in SPLITS}
     return _splits(columns, member)
 
 

@@ -1,22 +1,27 @@
 """Text and CSV files, read line by line; a malformed one is reported with its name and line."""
 
-from __future__ import annotations
-
 import csv
 import gzip
+import importlib.resources
+import json
 import pathlib
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import MAX_LINE, reason, reported
 
 
-def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple[int, str]]:
-    """Yields (number, line) of the lines that are not blank, unpacking ``.gz``; spaces at their ends are cut.
+def package_json(name: str) -> Any:
+    """A table that comes with this package."""
+    return json.loads(importlib.resources.files("mlfsic_jax.data").joinpath(name).read_text("utf-8"))
 
-    Raises:
-      InputError: the file cannot be read, is not UTF-8, or has a line beyond a megabyte; ``hint`` says what to do.
+
+def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple[int, str]]:
+    """Yields (number, line) of the lines that are not blank, unpacking ``.gz``.
+
+    ``InputError``, with ``hint``, when the file cannot be read, is not UTF-8, or has a line beyond a megabyte.
     """
     number = 0
     try:
@@ -24,8 +29,8 @@ def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(raw) > MAX_LINE:
                     raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: {hint}")
-                if line := raw.decode("utf-8").rstrip(" \t\r\n"):
-                    yield number, line
+                if raw.strip(b" \t\r\n"):
+                    yield number, raw.decode("utf-8").rstrip(" \r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason}): {hint}") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -36,8 +41,7 @@ def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
 def csv_rows(path: pathlib.Path, hint: str, longest: int) -> Iterator[tuple[str, list[str]]]:
     """Yields (file and line, fields) of the first row, then of every other row, which must have as many fields.
 
-    Raises:
-      InputError: the file is malformed or a field is longer than ``longest`` characters; ``hint`` says what to do.
+    ``InputError``, with ``hint``, when the file is malformed or a field is longer than ``longest`` characters.
     """
     csv.field_size_limit(longest)  # of the whole process; others may have changed it
     report = reported(f"{path} cannot be read", hint, (OSError, UnicodeDecodeError, csv.Error))

@@ -1,7 +1,5 @@
 """Photos to arrays: decoding, resizing, normalisation, and the augmentation of training images."""
 
-from __future__ import annotations
-
 import io
 import os
 import pathlib
@@ -11,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import reason
@@ -21,26 +19,16 @@ MAX_BYTES = 10**9  # of the file: more than MAX_PIXELS take uncompressed, with 1
 CONTRAST_RANGE = (0.75, 1.25)
 TRANSLATION_PERCENT = 3
 
-_EXIF_ORIENTATION_TAG = 0x0112
-_TRANSPOSE_FOR_ORIENTATION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FLIPS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_TRANSPOSE_FOR_ORIENTATION = {number: Image.Transpose[name] for number, name in enumerate(_FLIPS, 2)}  # EXIF's numbers
 
 
 def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
     """Decodes any photo that Pillow reads, as a viewer shows it: uint8 [H, W, 3], RGB.
 
     Applies the EXIF orientation, puts transparent pixels on white, keeps the upper 8 bits of 16-bit grey, and takes the
-    first frame of an animation. ``name`` is the photo's name in error messages.
-
-    Raises:
-      InputError: the photo is missing, corrupt, truncated, of an unknown kind, or has more than 89 million pixels.
+    first frame of an animation. ``InputError``, with the photo's name, when it is missing, corrupt, truncated, of an
+    unknown kind, or has more than 89 million pixels.
     """
     if not isinstance(bytes_or_path, bytes):
         bytes_or_path = _bytes_of(bytes_or_path, name)
@@ -51,9 +39,8 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            transpose = _TRANSPOSE_FOR_ORIENTATION.get(_orientation(image))
-            rgb = _to_rgb(image)
-            return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
+            rgb, orientation = _to_rgb(image), _orientation(image)
+            return np.asarray(rgb if orientation is None else rgb.transpose(orientation))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"photo {name} has more than {MAX_PIXELS:,} pixels: shrink it or leave it out") from error
     except UnidentifiedImageError as error:
@@ -66,24 +53,23 @@ def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:
     where = os.fspath(path)
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
-            raise InputError(f"photo {name} cannot be read from {where}: it is no file")
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"photo {name} has more than {MAX_BYTES:,} bytes: shrink it or leave it out")
-        return pathlib.Path(path).read_bytes()
-    except InputError:
-        raise
+        regular = stat.S_ISREG(status.st_mode)  # a pipe or a device may never end
+        if regular and status.st_size <= MAX_BYTES:
+            return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"photo {name} cannot be read from {where}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"photo {name!r} cannot be read: {reason(error)}") from error
+    if regular:
+        raise InputError(f"photo {name} has more than {MAX_BYTES:,} bytes: shrink it or leave it out")
+    raise InputError(f"photo {name} cannot be read from {where}: it is no file")
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
-        return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
+        return _TRANSPOSE_FOR_ORIENTATION.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # a photo with a damaged EXIF block is still a photo
-        return 1
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,22 +1,18 @@
 """Pascal VOC 2007 and 2012 from the official VOCdevkit folder."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from mlfsic_jax.data import prepared
+from mlfsic_jax.data.splits import benchmark_labels
 from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import reported, shown
 
-LABEL_NAMES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+LABEL_NAMES = benchmark_labels("voc")
 DISPLAY_NAMES = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 IMAGE_SETS = {"2007": ("train", "val", "test"), "2012": ("train", "val")}  # 2012's test annotations are not public
 POLICY = "leakfree"
@@ -34,11 +30,8 @@ def scan(source: pathlib.Path) -> prepared.Source:
     """
     years = tuple(year for year in IMAGE_SETS if (source / f"VOC{year}").is_dir())
     if not years:
-        hint = ""
-        if (source / "ImageSets").is_dir():
-            hint = f" (it looks like one year's folder: give {source.parent})"
-        elif (source / "VOCdevkit").is_dir():
-            hint = f" (give {source / 'VOCdevkit'})"
+        hint = f" (it looks like one year's folder: give {source.parent})" if (source / "ImageSets").is_dir() else ""
+        hint = f" (give {source / 'VOCdevkit'})" if (source / "VOCdevkit").is_dir() else hint
         raise InputError(f"source {source} holds neither VOC2007 nor VOC2012{hint}. {LAYOUT}")
 
     found: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
@@ -61,12 +54,10 @@ def scan(source: pathlib.Path) -> prepared.Source:
 def _read(
     years: Sequence[str], names: Sequence[str], photos: Sequence[pathlib.Path], annotations: Sequence[bytes]
 ) -> prepared.Contents:
-    examples, files = [], zip(names, photos, annotations, strict=True)
-    for name, photo, annotation in track(
-        files, total=len(names), description="reading VOC's annotations", unit="files"
-    ):
-        easy, difficult_only = _labels_of(annotation, name)
-        examples.append(prepared.Example(name, photo, easy, difficult_only))
+    files = zip(names, photos, annotations, strict=True)
+    examples = []
+    for name, photo, annotation in track(files, total=len(names), description="reading VOC's files", unit="files"):
+        examples.append(prepared.Example(name, photo, *_labels_of(annotation, name)))
     difficult = [len(example.ignored) for example in examples]
     notes = [
         f"Pascal VOC {' and '.join(years)}.",
@@ -77,22 +68,20 @@ def _read(
 
 
 def _listed_images(folder: pathlib.Path, image_sets: Sequence[str]) -> list[str]:
-    lists = [path for name in image_sets if (path := folder / "ImageSets" / "Main" / f"{name}.txt").is_file()]
-    if not lists:
-        wanted = ", ".join(f"{name}.txt" for name in image_sets)
-        raise InputError(
-            f"{folder / 'ImageSets' / 'Main'} holds none of {wanted}: "
-            f"unpack VOC again, or move {folder.name} away. {LAYOUT}"
-        )
+    main = folder / "ImageSets" / "Main"
+    lists = [main / f"{name}.txt" for name in image_sets]
+    if not any(path.is_file() for path in lists):
+        wanted = ", ".join(path.name for path in lists)
+        raise InputError(f"{main} holds none of {wanted}: unpack VOC again, or move {folder.name} away. {LAYOUT}")
     stems: list[str] = []
-    for path in lists:
+    for path in filter(pathlib.Path.is_file, lists):
         for number, line in text_lines(path, "unpack the list again"):
             stem = line.strip()
             if not re.fullmatch(r"\w{1,200}", stem, re.ASCII):
                 raise InputError(f"{path}, line {number}: {stem[:40]!r} is not an image name; unpack the list again")
             stems.append(stem)
     if not stems:
-        raise InputError(f"the image lists in {folder / 'ImageSets' / 'Main'} are empty: unpack them again")
+        raise InputError(f"the image lists in {main} are empty: unpack them again")
     return stems
 
 
@@ -112,9 +101,7 @@ def _labels_of(annotation: bytes, name: str) -> tuple[list[str], list[str]]:
         label = (thing.findtext("name") or "").strip()
         flag = (thing.findtext("difficult") or "0").strip()
         if label not in LABEL_NAMES:
-            raise InputError(
-                f"{where} names an object {shown(label)}, which is none of VOC's 20 labels: correct the file"
-            )
+            raise InputError(f"{where} names an object {shown(label)}, which is none of VOC's 20: correct the file")
         if flag not in ("0", "1"):
             raise InputError(f"{where}, object {label!r}: difficult is {shown(flag)}, expected 0 or 1")
         (difficult if flag == "1" else easy).add(label)

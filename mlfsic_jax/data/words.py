@@ -3,8 +3,6 @@
 Text encoders make such archives: see ``encoders.py`` and ``python -m mlfsic_jax.label_embeddings``.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re
@@ -35,39 +33,19 @@ class EmbeddingSpec(NamedTuple):
 
 
 _GLOVE = ("https://nlp.stanford.edu/data/glove.6B.zip", "Public Domain Dedication and License")
-_LICENCES = {
-    "mirrorbert": "MIT (code); no licence is stated for the model",
-    "mirrorwic": "no licence is stated",
-    "bert_biencoder": "Apache-2.0 (BERT); no licence is stated for the fine-tuned weights",
-    "bert_avg": "Apache-2.0",
-    "bert_concn": "of the model that you fine-tune; BERT is under Apache-2.0",
-    "clip": "MIT (code); no licence is stated for the model",
-}
-
+_FASTTEXT = "https://dl.fbaipublicfiles.com/fasttext/vectors-english/wiki-news-300d-1M.vec.zip"
+_WORD2VEC = "https://code.google.com/archive/p/word2vec/"
 EMBEDDINGS = {
     "glove": EmbeddingSpec("glove.6B.300d.txt", 300, *_GLOVE),
     **{f"glove{d}": EmbeddingSpec(f"glove.6B.{d}d.txt", d, *_GLOVE) for d in (50, 100, 200)},
-    "fasttext": EmbeddingSpec(
-        "wiki-news-300d-1M.vec",
-        300,
-        "https://dl.fbaipublicfiles.com/fasttext/vectors-english/wiki-news-300d-1M.vec.zip",
-        "CC BY-SA 3.0",
-    ),
-    "word2vec": EmbeddingSpec(
-        "GoogleNews-vectors-negative300.bin", 300, "https://code.google.com/archive/p/word2vec/", "Apache-2.0"
-    ),
-} | {
-    name: EmbeddingSpec(f"{{dataset}}-{name}.npz", encoder.dimension, "", _LICENCES[name])
-    for name, encoder in ENCODERS.items()
+    "fasttext": EmbeddingSpec("wiki-news-300d-1M.vec", 300, _FASTTEXT, "CC BY-SA 3.0"),
+    "word2vec": EmbeddingSpec("GoogleNews-vectors-negative300.bin", 300, _WORD2VEC, "Apache-2.0"),
+    **{name: EmbeddingSpec(f"{{dataset}}-{name}.npz", e.dimension, "", e.licence) for name, e in ENCODERS.items()},
 }
 
 
 def default_path(embedding: str, dataset_name: str, folder: str | os.PathLike[str] = "data") -> pathlib.Path:
-    """The file, which need not exist, of an embedding; those of text encoders belong to one dataset's labels.
-
-    Raises:
-      InputError: no such embedding.
-    """
+    """The file of an embedding, which need not exist; text encoders' belong to one dataset. InputError if unknown."""
     if embedding not in EMBEDDINGS:
         raise InputError(f"word embedding {embedding!r} is unknown: use one of {', '.join(EMBEDDINGS)}")
     return pathlib.Path(folder) / EMBEDDINGS[embedding].filename.format(dataset=dataset_name)
@@ -81,20 +59,16 @@ def how_to_get(embedding: str, dataset_name: str, folder: str | os.PathLike[str]
         return f"get {path.name} with: python -m mlfsic_jax.fetch glove{to}"
     if source:
         return f"get {path.name} from {source}"
-    encoder = ENCODERS[embedding]
-    labels = dataset_name if dataset_name in BENCHMARKS else "FILE"
+    encoder, labels = ENCODERS[embedding], dataset_name if dataset_name in BENCHMARKS else "FILE"
     command = f"python -m mlfsic_jax.label_embeddings --encoder={embedding} --labels={labels} --out={path}"
-    if encoder.prompt is None:
-        command += " --sentences=FILE"
-    if encoder.model is None:
-        command += " --model=NAME_OR_FOLDER"
-    return f"make it with: {command}"
+    more = " --sentences=FILE" * (encoder.prompt is None) + " --model=NAME_OR_FOLDER" * (encoder.model is None)
+    return f"make it with: {command}{more}"
 
 
 def load_word_vectors(
     path: str | os.PathLike[str], label_names: Sequence[str], display_names: Sequence[str]
 ) -> np.ndarray:
-    """Looks up a vector for every label.
+    """Looks up a vector for every label: float32 [C, d].
 
     A label takes its phrase's own entry if there is one (``dining_table``, ``diningtable``, ``dining-table``, ``dining
     table``, or the label's name), else the mean of the vectors of its words. Each entry is tried as written, then in
@@ -104,11 +78,8 @@ def load_word_vectors(
       path: UTF-8 text with lines ``word v1 ... vd`` (GloVe; a first line ``count d`` as in fastText's files is skipped;
         a word may contain spaces), or word2vec's ``.bin`` (read whole by gensim: GoogleNews takes 4 GB of memory),
         either with a further ``.gz``; or ``.npz`` or ``.safetensors`` with one vector [d] per word or phrase.
-      label_names: C names as the dataset spells them, e.g. ``"diningtable"``.
-      display_names: C names as people write them, e.g. ``"dining table"``.
-
-    Returns:
-      float32 [C, d].
+      label_names: C names as the dataset spells them, e.g. "diningtable".
+      display_names: C names as people write them, e.g. "dining table".
 
     Raises:
       InputError: the file is missing, empty or malformed (naming the line), gensim is needed and missing, or some
@@ -120,10 +91,8 @@ def load_word_vectors(
     words = [_words(display) for _, display in names]
     needed = {spelling for entries in (*phrases, *words) for entry in entries for spelling in (entry, entry.lower())}
     if not path.is_file():
-        raise InputError(
-            f"word vector file {path} does not exist: give one such as glove.6B.300d.txt, "
-            "which python -m mlfsic_jax.fetch glove downloads"
-        )
+        get = "give one such as glove.6B.300d.txt, which python -m mlfsic_jax.fetch glove downloads"
+        raise InputError(f"word vector file {path} does not exist: {get}")
     entries = _read(path, needed)
 
     def look_up(entry: str) -> np.ndarray | None:
@@ -140,10 +109,8 @@ def load_word_vectors(
         else:
             vectors.append(np.mean([look_up(word) for word in label_words], axis=0))
     if missing:
-        raise InputError(
-            f"{path} has no vector for {len(missing)} of the {len(names)} labels: {'; '.join(missing)}. "
-            "Add these words to the file, or use a file with more words"
-        )
+        found = f"{path} has no vector for {len(missing)} of the {len(names)} labels: {'; '.join(missing)}"
+        raise InputError(f"{found}. Add these words to the file, or use a file with more words")
     return np.stack(vectors).astype(np.float32)
 
 
@@ -176,10 +143,8 @@ def _read(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     shape = next(iter(entries.values())).shape if entries else ()
     for name, vector in entries.items():
         if vector.ndim != 1 or vector.shape != shape or vector.dtype.kind != "f" or not np.isfinite(vector).all():
-            raise InputError(
-                f"{path}: entry {name!r} is {vector.dtype} {list(vector.shape)}; expected one vector of finite numbers "
-                "per name, all of one length"
-            )
+            found = f"{path}: entry {name!r} is {vector.dtype} {list(vector.shape)}"
+            raise InputError(f"{found}; expected one vector of finite numbers per name, all of one length")
     return entries
 
 
@@ -187,9 +152,8 @@ def _read_word2vec(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray
     try:
         from gensim.models import KeyedVectors
     except ImportError as error:
-        raise InputError(
-            f'{path} is a binary word2vec file, for which gensim is missing: pip install "mlfsic_jax[word2vec]"'
-        ) from error
+        install = 'pip install "mlfsic_jax[word2vec]"'
+        raise InputError(f"{path} is a binary word2vec file, for which gensim is missing: {install}") from error
     vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, unicode_errors="replace")
     return {word: vectors[word] for word in needed if word in vectors.key_to_index}
 
@@ -198,35 +162,34 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
     first_fields = {entry.split(" ", 1)[0] for entry in needed}
     entries: dict[str, np.ndarray] = {}
     dimension = 0
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"{path}, line {number}: {what}")
+
     for number, line in text_lines(path, "convert binary word vectors to text, and get a damaged file again"):
+        line = line.rstrip(" \t")
         n_spaces = line.count(" ")
         if dimension == 0:
             if re.fullmatch(r"\d+ \d+", line, re.ASCII) and number == 1:
                 continue
             dimension = n_spaces
             if dimension == 0 or not _NUMBER.fullmatch(line.split(" ", 2)[1]):
-                raise InputError(f"{path}, line {number}: expected a word and its vector, got {line[:40]!r}")
-        if n_spaces > dimension:
-            word = line.rsplit(" ", dimension)[0]
-            if _NUMBER.fullmatch(word.rsplit(" ", 1)[1]):
-                raise InputError(
-                    f"{path}, line {number}: the vector of {shown(word.split(' ')[0])} has more than "
-                    f"the {dimension} numbers of the first one"
-                )
-        elif n_spaces < dimension:
-            raise InputError(
-                f"{path}, line {number}: {n_spaces} numbers after {shown(line.split(' ', 1)[0])}, "
-                f"but the first vector has {dimension}; is the file complete?"
-            )
-        if line.split(" ", 1)[0] not in first_fields:  # most lines end here
+                raise wrong(f"expected a word and its vector, got {line[:40]!r}")
+        first = line.split(" ", 1)[0]
+        if n_spaces > dimension and _NUMBER.fullmatch(line.rsplit(" ", dimension + 1)[1]):
+            raise wrong(f"the vector of {shown(first)} has more than the {dimension} numbers of the first one")
+        if n_spaces < dimension:
+            of_first = f"but the first vector has {dimension}; is the file complete?"
+            raise wrong(f"{n_spaces} numbers after {shown(first)}, {of_first}")
+        if first not in first_fields:  # most lines end here
             continue
         word, *fields = line.rsplit(" ", dimension)
         if word in needed and word not in entries:
             if not all(_NUMBER.fullmatch(field) for field in fields):
-                raise InputError(f"{path}, line {number}: the vector of {word!r} holds something that is no number")
+                raise wrong(f"the vector of {word!r} holds something that is no number")
             entries[word] = np.array([float(field) for field in fields])
             if not np.abs(entries[word]).max() <= np.finfo(np.float32).max:
-                raise InputError(f"{path}, line {number}: the vector of {word!r} holds a number beyond float32")
+                raise wrong(f"the vector of {word!r} holds a number beyond float32")
     if dimension == 0:
         raise InputError(f"word vector file {path} is empty")
     return entries
@@ -235,10 +198,8 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
 def write_vectors(path: str | os.PathLike[str], names: Sequence[str], vectors: np.ndarray) -> None:
     """Writes float [C, d] vectors of C names as ``.npz`` for ``load_word_vectors``; InputError if that fails."""
     path = expand(path)
-    try:
-        with zipfile.ZipFile(path, "w") as archive:  # not np.savez, which takes names as keywords of its own
-            for name, vector in zip(names, vectors, strict=True):
-                with archive.open(f"{name}.npy", "w") as file:
-                    np.lib.format.write_array(file, vector)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    # Not np.savez, which takes names as keywords of its own.
+    with reported(f"{path} cannot be written", "choose another", OSError), zipfile.ZipFile(path, "w") as archive:
+        for name, vector in zip(names, vectors, strict=True):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, vector)

@@ -451,7 +451,7 @@ def test_files_that_would_expand_to_gigabytes(tmp_path, suffix):
             archive.writestr(f"a/data/{i}", bytes(10_000_000))
     assert path.stat().st_size < 50_000
     with pytest.raises(
-        InputError, match=r"has [\d,]+ bytes and would expand to 30,000,002: it is damaged or means harm"
+        InputError, match=r"has [\d,]+ bytes and would expand to 30,000,002: it is damaged or malicious"
     ):
         read_state_dict(path)
 

@@ -299,9 +299,9 @@ def test_mistakes_in_a_sentences_file_are_named(tmp_path):
     with pytest.raises(InputError, match="has no sentence that mentions 'cat', 'big bird': add lines"):
         read_sentences(path, ["dog", "cat", "bird"], ["dog", "cat", "big bird"])
     path.write_bytes(b"dog\ta dog\ndog\tcaf\xe9 dog\n")
-    with pytest.raises(InputError, match="s.tsv, after line [01]: not UTF-8 text"):
+    with pytest.raises(InputError, match="s.tsv, line 2: not UTF-8 text"):
         read_sentences(path, ["dog"], ["dog"])
-    with pytest.raises(InputError, match="absent.tsv cannot be read: No such file"):
+    with pytest.raises(InputError, match="absent.tsv cannot be read .*No such file"):
         read_sentences(tmp_path / "absent.tsv", ["dog"], ["dog"])
 
 
@@ -437,7 +437,7 @@ def test_all_benchmarks_have_labels():
         (["--encoder=clip", "--sentences=s.tsv"], "encoder clip takes no --sentences"),
         (["--encoder=bert_avg"], "encoder bert_avg needs --sentences=FILE with lines label<TAB>sentence"),
         (["--encoder=mirrorbert", "--weights=a.pt"], "encoder mirrorbert takes no --weights"),
-        (["--encoder=clip", "--batch_size=0"], "argument --batch_size: '0' is no positive whole number"),
+        (["--encoder=clip", "--batch_size=0"], "argument --batch_size: '0' is no whole number from 1"),
         (["--encoder=clip", "--seed=-1"], "argument --seed: '-1' is no whole number from 0"),
         (["--encoder=clip", "--what=1"], "unrecognized arguments: --what=1"),
         (["--encoder=clip", "--labels=empty.txt"], "--labels=empty.txt is empty"),
