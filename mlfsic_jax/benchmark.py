@@ -7,8 +7,6 @@ fastest matrix product ("mm") or copy that the same process reached, memory is t
 made up, in the sizes of the real ones. Every name in --rows is measured in a process of its own.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

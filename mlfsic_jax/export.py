@@ -8,8 +8,6 @@ The folder holds all that ``mlfsic_jax.predict`` needs on another machine:
 - ``card.md``: what it was trained on, its scores and licences, for people.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Sizes and licences are printed first. Files are verified, archives unpacked in -
 them; what is there already stays. Run again, the same command resumes. --list prints all names and fetches nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mlfsic_jax.backbones import BACKBONES

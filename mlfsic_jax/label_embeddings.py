@@ -8,8 +8,6 @@ The encoder's published model is downloaded from huggingface.co unless it is on 
 ``--model=FOLDER`` and ``--local_files_only`` download nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools

@@ -1,7 +1,5 @@
 """Train and evaluate: python -m mlfsic_jax.main --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]."""
 
-from __future__ import annotations
-
 from absl import app
 
 from mlfsic_jax.system.flags import parse, run_config

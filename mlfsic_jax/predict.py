@@ -13,8 +13,6 @@ The command ends with status 0 when every photo was predicted; 1 after a user's 
 some photos could not be read: each has a line on standard error, the others stand in the written file.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import logging

@@ -5,8 +5,6 @@ It writes ``<workdir>/pretrain/backbone.safetensors``, from which training by ep
 python -m mlfsic_jax.main --config=FILE --config.backbone_weights=<workdir>/pretrain/backbone.safetensors
 """
 
-from __future__ import annotations
-
 from absl import app
 
 from mlfsic_jax.system.flags import parse, run_config

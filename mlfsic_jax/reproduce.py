@@ -14,8 +14,6 @@ taken; configs/voc.py:cpu does for all of them, and fields are set as --config.F
   reading                              our reading of what the paper leaves open
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -6,8 +6,6 @@ Prints Ma-AP on validation labels for each shot count; needs a frozen backbone, 
 flag as often as need be: --method=logistic --option=logistic.inverse_regulariser=10,100,1000.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Cases of single functions of the library: episodes, LCM, prototypes, and how an episode's cost grows."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 

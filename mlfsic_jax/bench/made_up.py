@@ -1,7 +1,5 @@
 """Data, variables and steps to time, made up in the sizes of the real ones."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

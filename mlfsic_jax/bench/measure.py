@@ -1,7 +1,5 @@
 """Times a case in turns with its reference, then in PyTorch; and what the machine reaches at best."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

@@ -1,7 +1,5 @@
 """Cases of whole programs: feature extraction, training steps, evaluation."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Iterator

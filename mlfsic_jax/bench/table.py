@@ -1,7 +1,5 @@
 """The table of all measurements, each in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 ``lcm``, ``prototypes``, ``training`` and ``features`` return programs by name, to be called with nothing.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import itertools

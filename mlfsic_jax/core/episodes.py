@@ -1,7 +1,5 @@
 """Episodes: which images are support and which are query (paper section 3)."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from typing import NamedTuple
@@ -121,7 +119,7 @@ def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
     return np.array(drawn, np.int32)
 
 
-def _check(labels, n_shot: int, n_query: int) -> tuple[_Plan, int]:
+def _check(labels, n_shot: int, n_query: int) -> tuple["_Plan", int]:
     if isinstance(labels, jax.core.Tracer):
         raise TypeError("labels must be concrete: close over them instead of passing them through jit or vmap")
     labels = np.asarray(labels)

@@ -1,7 +1,5 @@
 """Cosine similarity, the measure of the joint space, and the unreduced loss."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Loss Change Measurement: which regions of a support photo speak for its labels (paper section 4.2, eqs 5-11)."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

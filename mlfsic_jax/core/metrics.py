@@ -3,8 +3,6 @@
 Plain NumPy in float64: exact ties and exact agreement with scikit-learn matter more here than a device.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 METRICS = (

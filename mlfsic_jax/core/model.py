@@ -1,7 +1,5 @@
 """The Base and LCM models: backbone, joint embedding and prototypes together (paper section 4)."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Rules for options: a frozen dataclass checks its fields when it is made."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

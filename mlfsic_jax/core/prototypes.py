@@ -1,7 +1,5 @@
 """Label prototypes from the support set's local features, guided by the label's word (paper section 4.3)."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ regions, and labels may be new. Notation: x are centred unit pooled features, z 
 labels, w word vectors.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

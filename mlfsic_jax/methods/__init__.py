@@ -3,8 +3,6 @@
 Its options become a section of the config; evaluation, own photos, report and tables pick it up by themselves.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 The backbone itself is not fine-tuned: all methods see the same cached features.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import ClassVar

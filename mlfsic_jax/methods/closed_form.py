@@ -1,7 +1,5 @@
 """Methods without a training loop, on pooled features: nearest prototypes and ridge regression."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

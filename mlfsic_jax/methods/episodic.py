@@ -3,8 +3,6 @@
 WGA itself (Yan et al. 2022) is Base with ``BaseModel(attention="standard", dynamic=False)``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

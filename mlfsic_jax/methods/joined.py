@@ -1,7 +1,5 @@
 """Three ways to combine the trained model with ridge regression; none of them helps, see docs/findings.md."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

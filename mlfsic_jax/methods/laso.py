@@ -6,8 +6,6 @@ for speed and purity: features are projected to their principal directions, and 
 normalisation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

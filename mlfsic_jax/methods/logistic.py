@@ -1,7 +1,5 @@
 """Logistic regression with an L2 penalty, one per label: convex, solved by Newton's method."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

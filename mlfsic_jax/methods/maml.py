@@ -4,8 +4,6 @@ The learner has two layers on pooled features: an embedding, and a linear layer 
 differ from base labels, also in number, so all outputs start from one shared learned vector (ours).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar, NamedTuple
 

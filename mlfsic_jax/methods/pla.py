@@ -6,8 +6,6 @@ probability over the steps. Smaller widths than the authors', and local features
 (both ours), allow tuning the whole decoder on every support set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar, NamedTuple
 

@@ -1,7 +1,5 @@
 """Ridge regression with a word prior, on pooled features or with a region kernel: our own, in closed form."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The numbers of a table, row by row: ours, the published ones, and differences on the same episodes."""
 
-from __future__ import annotations
-
 import csv
 import io
 import shlex

@@ -1,7 +1,5 @@
 """The picture of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """A table as Markdown: numbers, differences on the same episodes, sources, commands."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from mlfsic_jax.paper.entries import Line, Made

@@ -1,7 +1,5 @@
 """Makes a table: runs what is missing, then writes its files."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

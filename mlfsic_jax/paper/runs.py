@@ -1,7 +1,5 @@
 """The runs behind a table: one for every change of a config, each in a folder of its own."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

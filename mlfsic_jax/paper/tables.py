@@ -1,7 +1,5 @@
 """The rows of the papers' tables: methods, changes of a config, and the published numbers beside them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Test episodes as the page shows them: support photos with maps, query photos with predictions and matches."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """One test episode from within: what the evaluation computed on the way to its scores."""
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

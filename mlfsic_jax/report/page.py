@@ -1,7 +1,5 @@
 """A finished run as one self-contained page, without scripts or network: results, training, test episodes."""
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The card of an exported model: what it was trained on, its scores and licences, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints: the only file that knows Orbax."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

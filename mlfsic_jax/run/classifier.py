@@ -1,7 +1,5 @@
 """A model fitted to a user's own labels: ``fit``, then ``predict`` and ``explain``."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

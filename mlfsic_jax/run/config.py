@@ -3,8 +3,6 @@
 ``configs/*.py`` start from ``default()`` and show what matters for their dataset.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any

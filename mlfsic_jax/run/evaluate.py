@@ -1,7 +1,5 @@
 """Evaluation: any methods on the same fixed episodes (paper sections 4.4 and 5.1.2). The only loop over episodes."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Mapping

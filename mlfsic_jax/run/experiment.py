@@ -1,7 +1,5 @@
 """The whole run: train, choose on validation labels, evaluate on novel ones."""
 
-from __future__ import annotations
-
 import functools
 import json
 import time

@@ -1,7 +1,5 @@
 """Which regions of the support photos decided: for own photos and the report alike."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A trained model as a folder that works on another machine, without the dataset; ``run.saved`` opens it."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """From a config to what training and evaluation work on: photos or cached features, labels, words, a model."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Epochs of steps and validations, resumable after every step."""
 
-from __future__ import annotations
-
 import abc
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A user's own photos: found in folders, read in batches."""
 
-from __future__ import annotations
-
 import glob
 import io
 import itertools

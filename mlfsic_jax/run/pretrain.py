@@ -4,8 +4,6 @@ A linear layer on the global features, binary cross-entropy on every train label
 authors published as their baseline.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import flax.linen as nn

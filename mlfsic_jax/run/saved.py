@@ -8,8 +8,6 @@ An exported folder holds
 - ``card.md``: what it was trained on, its scores and licences, for people.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

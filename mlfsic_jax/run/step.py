@@ -1,7 +1,5 @@
 """One training step on episodes (paper section 4.4), mapped over the devices."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

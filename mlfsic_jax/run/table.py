@@ -1,7 +1,5 @@
 """The table that a run ends with."""
 
-from __future__ import annotations
-
 from mlfsic_jax.core.metrics import METRICS
 
 

@@ -1,7 +1,5 @@
 """The folder of a run: its lock, what was trained there, and its log."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json

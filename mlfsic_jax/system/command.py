@@ -1,7 +1,5 @@
 """Mistakes and interruptions end a command with one line and a non-zero status, never with a traceback."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, locks, and arrays with a checksum."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

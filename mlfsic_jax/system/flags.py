@@ -1,7 +1,5 @@
 """Flags of commands with a config: ``--config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]``."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 ``pmapped`` is ``jit`` of ``jax.shard_map``, as ``jax.pmap`` itself is now. One device runs the same program.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

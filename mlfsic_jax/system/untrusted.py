@@ -1,7 +1,5 @@
 """Reading untrusted files: limits on expansion, rules for names and paths, errors in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
