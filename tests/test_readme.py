@@ -130,7 +130,8 @@ def run_here(module, *arguments, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [module, *arguments])
-        patch.delitem(sys.modules, module, raising=False)
+        for name in (module, f"{module}.__main__"):
+            patch.delitem(sys.modules, name, raising=False)
         compiled = jax.config.jax_compilation_cache_dir
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -27,6 +27,7 @@ FIELDS = TINY | {
     "train.validation_episodes": 5,
     "eval.episodes": 6,
     "eval.sweep_episodes": 5,
+    "eval.methods": ("ridge", "region_word_ridge", "base", "lcm"),
 }
 
 
