@@ -1,6 +1,5 @@
 """Evaluation: any methods on the same fixed episodes (paper sections 4.4 and 5.1.2). The only loop over episodes."""
 
-import functools
 import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +19,10 @@ from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.progress import track
 
 _EMBED_BATCH = 64  # images on each device
-_EPISODE_BATCH = 4  # on each device
+_EPISODES_AT_ONCE = 4  # on each device
+_EPISODES_PER_CALL = (
+    52  # on each device; what all episodes share (a model's kernels, from the words) is made once a call
+)
 _QUERY_BATCH = 256  # LaSO's protocol asks for thousands of queries
 
 Methods = Mapping[str, Method]
@@ -164,14 +166,14 @@ def _scatter(tree: Any, rows: np.ndarray, n_rows: int) -> Any:
 def _score_method(name: str, method: Method, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
     n_episodes, n_queries = query.shape
     chunk = min(n_queries, _QUERY_BATCH)
-    size = _EPISODE_BATCH * jax.device_count()
     jobs = [(e, start) for e in range(n_episodes) for start in range(0, n_queries, chunk)]
-    batches = []
     # Episodes whose supports are of one size share a program; under our own protocol that is all of them.
-    for _, group in itertools.groupby(jobs, key=lambda job: len(support[job[0]])):
-        same_size = list(group)
-        batches += [same_size[first : first + size] for first in range(0, len(same_size), size)]
-    if method.on_request:  # these take minutes
+    groups = [list(group) for _, group in itertools.groupby(jobs, key=lambda job: len(support[job[0]]))]
+    on_device = -(-min(map(len, groups)) // jax.device_count())
+    most = _EPISODES_AT_ONCE if method.on_request else _EPISODES_PER_CALL
+    size = min(most, -(-on_device // _EPISODES_AT_ONCE) * _EPISODES_AT_ONCE) * jax.device_count()
+    batches = [group[first : first + size] for group in groups for first in range(0, len(group), size)]
+    if method.on_request:  # these take minutes: progress after every few episodes
         batches = track(batches, total=len(batches), description=name.replace("_", " "), unit="batches of episodes")
     scores, statistics = None, []
     specs = (parallel.REPLICATED,) * len(arrays) + (parallel.SHARDED,) * 2
@@ -207,7 +209,7 @@ def _score_batch(method: Method, trained, words, images, labels, support, query)
             return jax.vmap(lambda value: scored({**trained, method.tuned: value}))(trained[method.tuned])
         return scored(trained)
 
-    return (jax.vmap(episode) if method.batched else functools.partial(jax.lax.map, episode))((support, query))
+    return jax.lax.map(episode, (support, query), batch_size=_EPISODES_AT_ONCE if method.batched else None)
 
 
 def _embed(methods: tuple[Method, ...], trained, features):
