@@ -7,11 +7,10 @@ fastest matrix product ("mm") or copy that the same process reached, memory is t
 made up, in the sizes of the real ones. Every name in --rows is measured in a process of its own.
 """
 
-import logging
 from collections.abc import Sequence
 
 from mlfsic_jax.bench.table import CASES, run
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, in seconds: to see that it works")
     parser.add_argument("--here", action="store_true", help="in this process, for a profiler")
     flags = parser.parse_args(arguments)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
+    prepare_jax()
     with cli_errors("nothing was printed"):
         run([name.strip() for name in flags.rows.split(",")], quick=flags.quick, here=flags.here, as_json=flags.json)
 

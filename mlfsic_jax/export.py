@@ -8,7 +8,6 @@ The folder holds all that ``mlfsic_jax.predict`` needs on another machine:
 - ``card.md``: what it was trained on, its scores and licences, for people.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from mlfsic_jax.run.export import N_WORDS, export
@@ -18,27 +17,19 @@ from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand
 
 
-def run(flags: argparse.Namespace) -> None:
-    """The command.
-
-    Raises:
-      InputError: a mistake; nothing was written.
-    """
-    if flags.words < 0:
-        raise InputError(f"--words={flags.words} must be 0 or more")
-    export(flags.workdir, flags.out, flags.words)
-    size = sum(path.stat().st_size for path in expand(flags.out).iterdir())
-    print(f"wrote {flags.out}: {size / 1e6:.1f} MB; {CARD} says what it is")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Flags in, a folder out."""
     parser = Parser("mlfsic_jax.export", "Writes a trained model as a folder that works on another machine.")
     parser.add_argument("--workdir", required=True, help="of a training run")
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--words", type=int, default=N_WORDS, help=f"word vectors to carry; default {N_WORDS}")
+    flags = parser.parse_args(arguments)
     with cli_errors("nothing was written"):
-        run(parser.parse_args(arguments))
+        if flags.words < 0:
+            raise InputError(f"--words={flags.words} must be 0 or more")
+        export(flags.workdir, flags.out, flags.words)
+        size = sum(path.stat().st_size for path in expand(flags.out).iterdir())
+        print(f"wrote {flags.out}: {size / 1e6:.1f} MB; {CARD} says what it is")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,9 @@ from mlfsic_jax.system.untrusted import expand, label_name, reported
 
 
 def read_labels(labels: str) -> tuple[list[str], list[str]]:
-    """The labels to encode: names as the dataset spells them, and as people write them.
+    """The labels to encode, of a benchmark or a file: names as the dataset spells them, and as people write them.
 
-    ``labels`` is one of ``BENCHMARKS``, or a UTF-8 file with one label per line, ``name`` or ``name<TAB>display name``.
-
-    Raises:
-      InputError: neither a file nor a benchmark; or a file that is empty, not UTF-8, or repeats a label.
+    ``InputError`` when it is neither, or a file that is empty, not UTF-8, or repeats a label.
     """
     path = expand(labels)
     if labels in BENCHMARKS:
@@ -72,9 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: flags in, an ``.npz`` file out."""
-    flags = _parser().parse_args(arguments)
     with cli_errors("nothing was written"):
-        _encode_to_file(flags)
+        _encode_to_file(_parser().parse_args(arguments))
 
 
 def _encode_to_file(flags: argparse.Namespace) -> None:
@@ -96,14 +92,10 @@ def _encode_to_file(flags: argparse.Namespace) -> None:
         if found != name:
             raise InputError(f"--labels={flags.labels}: {name!r} cannot be told from {found!r}, rename one of them")
     out = expand(flags.out)
-    try:
+    with reported(f"the folder of --out={flags.out} cannot be made", "give another", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder of --out={flags.out} cannot be made: {error.strerror}") from error
-    mentions = None
-    if in_context:
-        draw = {"max_sentences": flags.max_sentences, "seed": flags.seed}
-        mentions = read_sentences(flags.sentences, names, displays, **draw)
+    draw = {"max_sentences": flags.max_sentences, "seed": flags.seed}
+    mentions = read_sentences(flags.sentences, names, displays, **draw) if in_context else None
     options = {name: getattr(flags, name) for name in ("model", "weights", "batch_size", "local_files_only")}
     vectors = encode_labels(flags.encoder, displays, mentions=mentions, **options)
     write_vectors(out, names, vectors)

@@ -15,37 +15,27 @@ some photos could not be read: each has a line on standard error, the others sta
 
 import argparse
 import csv
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
 
 from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
 from mlfsic_jax.run.photos import find_photos
 from mlfsic_jax.run.saved import load
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, write_json
 from mlfsic_jax.system.progress import track
-from mlfsic_jax.system.untrusted import expand
+from mlfsic_jax.system.untrusted import expand, reported
 
 UNREADABLE = 3  # exit status
 
 
 def run(flags: argparse.Namespace) -> int:
-    """The command.
-
-    Returns:
-      How many photos could not be read.
-
-    Raises:
-      InputError: a mistake; nothing was written.
-    """
+    """The command; returns how many photos could not be read. After a mistake (``InputError``) nothing was written."""
     out, table = expand(flags.out), expand(flags.support)
     if out.suffix not in (".csv", ".json"):
         raise InputError(f"--out={flags.out} must end in .csv or .json")
@@ -64,27 +54,22 @@ def run(flags: argparse.Namespace) -> int:
         *(predictor, list(labels), list(labels.values())), method=flags.method, label_names=names, vectors=flags.vectors
     )
     print(classifier.note, flush=True)
-    rows, unreadable = [], []
     each = track(predict_each(classifier, photos), total=len(photos), description="predicting", unit="photos")
-    for photo, row in zip(photos, each, strict=True):
-        if isinstance(row, InputError):
-            unreadable.append((photo, row))
-        else:
-            rows.append((photo, row))
+    found = list(zip(photos, each, strict=True))
+    rows = [(photo, row) for photo, row in found if not isinstance(row, InputError)]
+    unreadable = [(photo, error) for photo, error in found if isinstance(error, InputError)]
     for _, error in unreadable:
         print(f"unreadable: {error}", file=sys.stderr)
     if not rows:
         raise InputError(f"none of the {len(photos)} photos can be read")
-    try:
+    with reported(f"--out={flags.out} cannot be written", "give another", OSError):
         (_write_csv if out.suffix == ".csv" else _write_json)(out, classifier, rows, unreadable)
-    except OSError as error:
-        raise InputError(f"--out={flags.out} cannot be written: {error.strerror}") from error
     left_out = f", {len(unreadable)} unreadable photos left out" if unreadable else ""
     print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}")
     return len(unreadable)
 
 
-def _write_csv(out: Path, classifier: Classifier, rows, unreadable) -> None:
+def _write_csv(out: Path, classifier: Classifier, rows, _) -> None:
     # A photo's name need not be text in UTF-8: it is written byte for byte.
     options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     with atomic(out) as part, open(part, "w", **options) as file:
@@ -95,19 +80,17 @@ def _write_csv(out: Path, classifier: Classifier, rows, unreadable) -> None:
 
 
 def _write_json(out: Path, classifier: Classifier, rows, unreadable) -> None:
-    photos = [
-        {
-            "file": str(photo),
-            "labels": labels_above(classifier, row),
-            "probabilities": dict(zip(classifier.label_names, map(float, row), strict=True)),
-        }
-        for photo, row in rows
-    ]
+    def by_label(values) -> dict[str, float]:
+        return dict(zip(classifier.label_names, map(float, values), strict=True))
+
     content = {
         "method": classifier.method,
         "n_shot": classifier.trained.n_shot,
-        "thresholds": dict(zip(classifier.label_names, classifier.thresholds.tolist(), strict=True)),
-        "photos": photos,
+        "thresholds": by_label(classifier.thresholds),
+        "photos": [
+            {"file": str(photo), "labels": labels_above(classifier, row), "probabilities": by_label(row)}
+            for photo, row in rows
+        ],
         "unreadable": [{"file": str(photo), "why": str(error)} for photo, error in unreadable],
     }
     write_json(out, content)
@@ -125,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vectors", help="a further file of word vectors, for labels that the model has none for")
     parser.add_argument("--cache_dir", default="cache", help="where compiled programs are kept; default cache")
     flags = parser.parse_args(arguments)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # which devices it looked for in vain
-    jax.config.update("jax_compilation_cache_dir", str(Path(flags.cache_dir).absolute() / "compiled"))
+    prepare_jax(flags.cache_dir)
     with cli_errors("nothing was written"):
         unreadable = run(flags)
     if unreadable:

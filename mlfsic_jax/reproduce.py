@@ -34,11 +34,10 @@ def command(config: ConfigDict) -> None:
         raise InputError(f"--table is missing: give one of {', '.join(DEFAULT_CONFIGS)}")
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)
-    given = [f"--config={flag.config_filename}"]
-    given += [f"--config.{field}={value}" for field, value in overrides.items() if field != "workdir"]
+    fields = [f"--config.{field}={value}" for field, value in overrides.items() if field != "workdir"]
     name = re.sub(r"\W+", "_", re.sub(r"\.py(?=:|$)", "", Path(flag.config_filename).name)).strip("_")
     root = flags.FLAGS.workdir or overrides.get("workdir") or f"runs/reproduce/{name}"
-    print(reproduce(_TABLE.value, config, root, given))
+    print(reproduce(_TABLE.value, config, root, [f"--config={flag.config_filename}", *fields]))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

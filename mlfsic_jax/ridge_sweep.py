@@ -1,13 +1,11 @@
 """How the options of word_ridge and region_word_ridge were chosen: one at a time, on validation episodes.
 
-python -m mlfsic_jax.ridge_sweep --config=configs/voc.py:cpu [--config.FIELD=VALUE ...]
+python -m mlfsic_jax.ridge_sweep --config=configs/voc.py:cpu [--config.FIELD=VALUE ...] [--method=NAME ...]
 
-Prints Ma-AP on validation labels for each shot count; needs a frozen backbone, and no trained model. Other sweeps, each
-flag as often as need be: --method=logistic --option=logistic.inverse_regulariser=10,100,1000.
+Prints Ma-AP on validation labels for each shot count; needs a frozen backbone, and no trained model.
 """
 
-import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 from absl import app, flags
@@ -19,23 +17,21 @@ from mlfsic_jax.run.config import validate
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.flags import parse, run_config
 
-GRID = [
-    "ridge.beta=0,0.25,0.5,1",
-    "ridge.regulariser=0.3,1,3",
-    "ridge.region_regulariser=0.1,0.3,1",
-    "ridge.classifier_regulariser=100,300,1000",
-    "ridge.word_regulariser=0.03,0.1,0.3",
-    "ridge.n_components=160,320,640",
-]
+GRID = {
+    "ridge.beta": (0, 0.25, 0.5, 1),
+    "ridge.regulariser": (0.3, 1, 3),
+    "ridge.region_regulariser": (0.1, 0.3, 1),
+    "ridge.classifier_regulariser": (100, 300, 1000),
+    "ridge.word_regulariser": (0.03, 0.1, 0.3),
+    "ridge.n_components": (160, 320, 640),
+}
 _METHODS = flags.DEFINE_multi_enum("method", ["word_ridge", "region_word_ridge"], list(METHODS), "what to sweep")
-_OPTIONS = flags.DEFINE_multi_string("option", GRID, "FIELD=VALUE,VALUE: a field of the config, and its values")
 
 
-def sweep(config: ConfigDict, names: tuple[str, ...], options: list[str]) -> None:
-    """Prints one row per setting of methods; an option is "FIELD=VALUE,VALUE".
+def sweep(config: ConfigDict, names: tuple[str, ...], grid: Mapping[str, tuple] = GRID) -> None:
+    """Prints one row per setting of methods: every field of the grid takes its values, the others stay.
 
-    Raises:
-      InputError: a mistake in config, options or data.
+    ``InputError`` for a mistake in config or data.
     """
     validate(config)
     if config.train_backbone:
@@ -43,7 +39,7 @@ def sweep(config: ConfigDict, names: tuple[str, ...], options: list[str]) -> Non
     episodic = [name for name in names if "episodes" in METHODS[name].stores]
     if episodic:
         raise InputError(f"--method={episodic[0]} needs a model trained by episodes: sweep it with mlfsic_jax.main")
-    rows = [row for option in options for row in settings(config, option)]
+    rows = list(settings(config, grid))
     views = inputs.feature_views(inputs.load(config))
     columns = [f"{name}, {k}-shot" for name in names for k in config.shots]
     print(f"Ma-AP %, {config.eval.sweep_episodes} validation episodes, * marks the default")
@@ -64,20 +60,14 @@ def sweep(config: ConfigDict, names: tuple[str, ...], options: list[str]) -> Non
         print(f"{label:<32}" + "".join(f"{100 * cell:>27.2f}" for cell in cells), flush=True)
 
 
-def settings(config: ConfigDict, option: str) -> Iterator[tuple[str, ConfigDict]]:
-    """(label, config) for every value of an option."""
-    field, _, values = option.partition("=")
-    for value in values.split(","):
-        changed = config.copy_and_resolve_references().lock()
-        try:
-            changed.update_from_flattened_dict({field: ast.literal_eval(value)})
-        except (KeyError, TypeError, ValueError, SyntaxError):
-            raise InputError(f"--option={option}: give FIELD=VALUE,VALUE, e.g. --option={GRID[0]}") from None
+def settings(config: ConfigDict, grid: Mapping[str, tuple]) -> Iterator[tuple[str, ConfigDict]]:
+    """(label, config) for every value of every field."""
+    for field, value in ((field, value) for field, values in grid.items() for value in values):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({field: value})
         validate(changed)
         yield f"{field.rpartition('.')[2]} {value}{' *' if changed.to_dict() == config.to_dict() else ''}", changed
 
 
 if __name__ == "__main__":
-    app.run(
-        lambda argv: run_config(lambda config: sweep(config, tuple(_METHODS.value), _OPTIONS.value)), flags_parser=parse
-    )
+    app.run(lambda argv: run_config(lambda config: sweep(config, tuple(_METHODS.value))), flags_parser=parse)

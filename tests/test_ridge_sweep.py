@@ -29,7 +29,8 @@ def made_up(_):
 
 def test_one_row_for_each_setting(monkeypatch, capsys):
     monkeypatch.setattr(inputs, "load", made_up)
-    ridge_sweep.sweep(config(), ("ridge", "logistic"), ["ridge.regulariser=0.01,1", "logistic.inverse_regulariser=1"])
+    grid = {"ridge.regulariser": (0.01, 1), "logistic.inverse_regulariser": (1,)}
+    ridge_sweep.sweep(config(), ("ridge", "logistic"), grid)
     title, columns, *rows = capsys.readouterr().out.splitlines()
     assert title == "Ma-AP %, 2 validation episodes, * marks the default"
     assert re.split("  +", columns) == ["setting", "ridge, 1-shot", "logistic, 1-shot"]
@@ -40,26 +41,25 @@ def test_one_row_for_each_setting(monkeypatch, capsys):
     assert all(0 < value <= 100 for values in found.values() for value in values)
 
 
-def test_every_option_of_the_grid_has_the_default_among_its_values():
+def test_every_field_of_the_grid_has_the_default_among_its_values():
     usual = config(**{"ridge.n_components": default().ridge.n_components})
-    for option in ridge_sweep.GRID:
-        assert sum(label.endswith(" *") for label, _ in ridge_sweep.settings(usual, option)) == 1
+    for field, values in ridge_sweep.GRID.items():
+        assert sum(label.endswith(" *") for label, _ in ridge_sweep.settings(usual, {field: values})) == 1
 
 
 @pytest.mark.parametrize(
-    ("names", "option", "complaint"),
+    ("name", "changes", "complaint"),
     [
-        (("lcm",), "lcm.scale=1", "--method=lcm needs a model trained by episodes"),
-        (("ridge",), "ridge.beat=1", "--option=ridge.beat=1: give FIELD=VALUE,VALUE"),
-        (("ridge",), "ridge.beta", "--option=ridge.beta: give FIELD=VALUE,VALUE"),
-        (("ridge",), "ridge.regulariser=-1", "config.ridge.regulariser = -1"),
+        ("lcm", {}, "--method=lcm needs a model trained by episodes"),
+        ("ridge", {"train_backbone": True}, "needs a frozen backbone"),
+        ("ridge", {"ridge.regulariser": -1}, "config.ridge.regulariser = -1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(names, option, complaint):
+def test_mistakes_are_told_before_anything_is_loaded(name, changes, complaint):
     with pytest.raises(InputError, match=re.escape(complaint)):
-        ridge_sweep.sweep(config(), names, [option])
+        ridge_sweep.sweep(config(**changes), (name,))
 
 
-def test_a_trained_backbone_is_refused():
-    with pytest.raises(InputError, match="needs a frozen backbone"):
-        ridge_sweep.sweep(config(train_backbone=True), ("ridge",), ridge_sweep.GRID)
+def test_a_value_that_cannot_be_is_told_before_anything_is_loaded():
+    with pytest.raises(InputError, match=re.escape("config.ridge.regulariser = -1")):
+        ridge_sweep.sweep(config(), ("ridge",), {"ridge.regulariser": (1, -1)})

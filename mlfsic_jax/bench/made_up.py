@@ -23,8 +23,7 @@ WORD_WIDTH = 300
 
 def label_matrix(n_images: int, n_labels: int, n_positives: int) -> np.ndarray:
     """Bool [I, C]: a few frequent labels and many rare ones, as in COCO."""
-    rng = np.random.default_rng(0)
-    share = np.geomspace(1, 200, n_labels)
+    rng, share = np.random.default_rng(0), np.geomspace(1, 200, n_labels)
     counts = np.maximum(n_positives * share / share.sum(), 14).astype(int)
     labels = np.zeros((n_images, n_labels), bool)
     for c, count in enumerate(np.minimum(counts, n_images)):
@@ -72,7 +71,7 @@ def photo_backbone(name: str, axis_name=None) -> PhotoBackbone:
 
 
 def random_variables(module, *arguments):
-    """Variables of fan-in scale, without compiling the module's own initialisers, which takes longer than all else."""
+    """Variables of fan-in scale; compiling the module's own initialisers takes longer than all else."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -91,12 +90,9 @@ def view(inputs: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> View
 
 
 def training_step(model: BaseModel, split: View):
-    """A function that reads an episode of 1 shot and 4 queries a label and trains on it.
+    """(a function that trains on the next episode, first parameters without the backbone's, an episode's ``Batch``).
 
-    Episodes are drawn beforehand: training draws an epoch's at once.
-
-    Returns:
-      (the function, the parameters at the start without the backbone's, one episode as ``step.Batch``).
+    Episodes of 1 shot and 4 queries a label are drawn beforehand, as training draws an epoch's at once.
     """
     objective = Objective(model, create_optimizer(1e-4, 1, 1000, "cosine")[0])
     state = create_train_state(jax.random.key(1), model, split, objective.optimizer)

@@ -22,56 +22,33 @@ _AT_LEAST = ("pytorch", "peak")
 
 
 class Case(NamedTuple):
-    """What to time, and beside what.
+    """What to time, and beside what."""
 
-    Attributes:
-      name: what is measured, and its size.
-      function: called with nothing.
-      references: one name -> one function.
-      work: matrix products in multiply-adds x 2, or bytes read and written, that cannot be avoided.
-      kind: of ``work``: "mm" or "copy".
-      pytorch: a function of ``torch_reference`` and its arguments, () for none.
-      targets: what the project asks for: a field of ``Row`` -> its highest value, for ``_AT_LEAST`` the lowest.
-      per: multiplies the reference's time.
-      sizes: size -> function, for a row about growth.
-    """
-
-    name: str
+    name: str  # what is measured, and its size
     function: Function
-    references: Mapping[str, Function]
-    work: float
-    kind: str = "mm"
-    pytorch: tuple = ()
-    targets: Mapping[str, float] = {}
-    per: float = 1
-    sizes: Mapping[int, Function] = {}
+    references: Mapping[str, Function]  # one name -> one function
+    work: float  # matrix products in multiply-adds x 2, or bytes read and written, that cannot be avoided
+    kind: str = "mm"  # of work: "mm" or "copy"
+    pytorch: tuple = ()  # a function of torch_reference and its arguments
+    targets: Mapping[str, float] = {}  # a field of Row -> the highest value asked for, of _AT_LEAST the lowest
+    per: float = 1  # multiplies the reference's time
+    sizes: Mapping[int, Function] = {}  # size -> function, for a row about growth
 
 
 class Row(NamedTuple):
-    """One line of the table: a measured ``Case``.
-
-    Attributes:
-      name, work, kind, targets: of the case.
-      seconds: the smallest of many times.
-      reference: its name.
-      ratio: ``seconds`` over the reference's.
-      memory: bytes, the highest resident so far; on an accelerator of its memory.
-      pytorch: name of a PyTorch program -> its seconds over ``seconds``.
-      exponent: of the power law that the sizes follow, if there are any.
-      peak: the share of the machine's peak; added when all peaks are known.
-    """
+    """One line of the table: a measured ``Case``."""
 
     name: str
-    seconds: float
-    reference: str
-    ratio: float
+    seconds: float  # the smallest of many times
+    reference: str  # its name
+    ratio: float  # seconds over the reference's
     work: float
     kind: str
-    memory: int
-    pytorch: dict[str, float]
+    memory: int  # bytes, the highest resident so far; on an accelerator of its memory
+    pytorch: dict[str, float]  # name of a PyTorch program -> its seconds over ours
     targets: dict[str, float]
-    exponent: float | None = None
-    peak: float | None = None
+    exponent: float | None = None  # of the power law that the sizes follow, if there are any
+    peak: float | None = None  # the share of the machine's peak; added when all peaks are known
 
     def missed(self) -> list[str]:
         """The targets that this row misses, in words; the fastest PyTorch program counts."""
@@ -94,9 +71,15 @@ def measure(case: Case, quick: bool) -> Row:
     if case.sizes:
         by_size = fastest(case.sizes, 2 * budget)
         exponent = float(np.polyfit(np.log(list(by_size)), np.log(list(by_size.values())), 1)[0])
-    memory = peak_memory()  # before PyTorch is loaded
-    # Not in turns with ours: its threads go on spinning for a while, and would take our cores.
-    by_torch = fastest(torch_programs(*case.pytorch), budget)
+    held, unit = jax.devices()[0].memory_stats(), 1 if sys.platform == "darwin" else 1024
+    memory = held["peak_bytes_in_use"] if held else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # After the memory, and not in turns with ours: PyTorch's threads go on spinning for a while, and take our cores.
+    by_torch = {}
+    if case.pytorch and has_torch():
+        from mlfsic_jax.bench import torch_reference
+
+        name, *arguments = case.pytorch
+        by_torch = fastest(getattr(torch_reference, name)(*arguments), budget)
     return Row(
         *(case.name, seconds, reference, seconds / (case.per * times[reference]), case.work, case.kind, memory),
         pytorch={k: t / seconds for k, t in by_torch.items()},
@@ -119,31 +102,14 @@ def fastest(functions: Mapping[Hashable, Function], budget: float) -> dict[Any, 
     return shortest
 
 
-def torch_programs(function: str = "", *arguments) -> dict[str, Function]:
-    """Programs of ``torch_reference``; none where PyTorch is not installed, or where JAX runs on an accelerator."""
-    if not function or not has_torch():
-        return {}
-    from mlfsic_jax.bench import torch_reference
-
-    return getattr(torch_reference, function)(*arguments)
-
-
 def has_torch() -> bool:
     """Whether PyTorch is there and would run on the device that JAX runs on."""
     return importlib.util.find_spec("torch") is not None and jax.default_backend() == "cpu"
 
 
-def peak_memory() -> int:
-    """Bytes: the highest that this process has held so far, on an accelerator in that one's memory."""
-    held = jax.devices()[0].memory_stats()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return held["peak_bytes_in_use"] if held else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def peaks(quick: bool) -> dict[str, float]:
     """What the machine can do at best: "mm" operations a second in a matrix product, "copy" bytes a second."""
-    on_cpu = jax.default_backend() == "cpu"
-    n, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
+    n, dtype = (2048, jnp.float32) if jax.default_backend() == "cpu" else (8192, jnp.bfloat16)
     n = 256 if quick else n
     matrix, array = jnp.ones((n, n), dtype), jnp.ones(n * n * 16, jnp.float32)
     # In place: new memory costs a CPU's kernel several times what the copy itself does.
@@ -160,13 +126,12 @@ def peaks(quick: bool) -> dict[str, float]:
 
 def machine() -> str:
     """Processor or accelerator, cores and versions."""
-    device = jax.devices()[0]
+    device, cpus = jax.devices()[0], Path("/proc/cpuinfo")
     name = device.device_kind
-    cpus = Path("/proc/cpuinfo")
     if device.platform == "cpu":
         lines = cpus.read_text().splitlines() if cpus.exists() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else platform.processor()
+        models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(models, platform.processor())
     versions = [f"jax {jax.__version__}"]
     if has_torch():
         import torch

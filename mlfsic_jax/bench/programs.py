@@ -65,8 +65,7 @@ def training_memory(quick: bool) -> Iterator[Case]:
     """Training steps over a cache of COCO's size that is read from disk, a file of zeros."""
     side, n = (2, 16) if quick else (7, 2048)
     n_images, n_labels, n_positives = (300, 4, 200) if quick else made_up.COCO
-    n_steps = 2 if quick else 8
-    model = BaseModel(**made_up.SMALL) if quick else BaseModel()
+    n_steps, model = (2, BaseModel(**made_up.SMALL)) if quick else (8, BaseModel())
     labels = made_up.label_matrix(n_images, n_labels, n_positives)
     with tempfile.TemporaryDirectory() as folder:
         shape, path = (n_images, side, side, n), Path(folder) / "values.npy"
@@ -131,12 +130,11 @@ def evaluation(quick: bool) -> Iterator[Case]:
 
     x, projection = jnp.asarray(cached[:64], jnp.float32), jnp.ones((n, config.model.d_joint))
     batches, n_positions, d = math.ceil(n_images / 64), side * side, config.ridge.n_components
-    pairs = (
-        sum((k + config.eval.n_query) * k for k in shots) * n_labels**2
-    )  # of support and other images, in an episode
-    thetas = len(config.lcm.thresholds)
+    # Of support and other images, in an episode.
+    pairs = sum((k + config.eval.n_query) * k for k in shots) * n_labels**2
+    settings = f"{shots[0]} and {shots[1]} shots, all methods, {len(config.lcm.thresholds)} thetas"
     yield Case(
-        f"evaluation, {config.eval.episodes} episodes, {shots[0]} and {shots[1]} shots, all methods, {thetas} thetas",
+        f"evaluation, {config.eval.episodes} episodes, {settings}",
         run,
         {"projecting its images": lambda: [made_up.projected(x, projection) for _ in range(len(shots) * batches)]},
         work=2.0 * len(shots) * n_images * n_positions * n * (config.model.d_joint + d)

@@ -11,18 +11,11 @@ from mlfsic_jax.bench import functions, programs
 from mlfsic_jax.bench.measure import Case, Row, machine, measure, peaks
 from mlfsic_jax.system.errors import InputError
 
-CASES: dict[str, Callable[[bool], Iterator[Case]]] = {
-    "sample_episode": functions.sample_episode,
-    "features": programs.features,
-    "lcm_select": functions.lcm,
-    "prototypes": functions.prototypes,
-    "training": programs.training,
-    "training_memory": programs.training_memory,
-    "training_end_to_end": programs.training_end_to_end,
-    "evaluation": programs.evaluation,
-    "scaling": functions.scaling,
-    "growth": functions.growth,
-}
+_CASES = (
+    *(functions.sample_episode, programs.features, functions.lcm_select, functions.prototypes, programs.training),
+    *(programs.training_memory, programs.training_end_to_end, programs.evaluation, functions.scaling, functions.growth),
+)
+CASES: dict[str, Callable[[bool], Iterator[Case]]] = {case.__name__: case for case in _CASES}
 
 
 def rows(name: str, quick: bool) -> list[Row]:
@@ -37,11 +30,7 @@ def measure_here(name: str, quick: bool) -> dict[str, Any]:
 
 
 def measure_in_a_process(name: str, quick: bool) -> dict[str, Any]:
-    """``measure_here`` in a process of its own.
-
-    Raises:
-      InputError: it failed; says how to see why.
-    """
+    """``measure_here`` in a process of its own; ``InputError`` when it failed."""
     command = [sys.executable, "-m", "mlfsic_jax.benchmark", f"--rows={name}", "--here", "--json"]
     env = dict(os.environ)
     if name == "scaling":  # more threads than cores, else devices that wait for each other can wait for ever
@@ -54,16 +43,10 @@ def measure_in_a_process(name: str, quick: bool) -> dict[str, Any]:
 
 
 def run(names: Sequence[str], *, quick: bool, here: bool, as_json: bool) -> None:
-    """Measures and prints.
+    """Measures some of ``CASES`` and prints the table, or one JSON object.
 
-    Args:
-      names: some of ``CASES``.
-      quick: tiny sizes, which prove that it works and say nothing.
-      here: in this process.
-      as_json: prints one JSON object instead of the table.
-
-    Raises:
-      InputError: an unknown name, or a process that failed.
+    ``quick`` sizes prove that it works and say nothing; ``here`` means in this process. ``InputError`` for an unknown
+    name, and when a process failed.
     """
     unknown = [name for name in names if name not in CASES]
     if unknown:

@@ -5,7 +5,6 @@
 
 import functools
 import importlib.util
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,9 @@ Programs = dict[str, Callable[[], None]]
 
 
 def lcm(features, labels, words, projection, steps: int) -> Programs:
-    """``lcm_select``: float [S, h, w, n], bool [S, C], float [C, d], float [n, d] or None.
+    """``lcm_select`` with its weighted mean as written, and as an einsum.
 
-    The equations as written, with a weighted mean, and with that mean as an einsum.
+    float [S, h, w, n], bool [S, C], float [C, d], float [n, d] or None.
     """
     u, w, y = as_tensor(features).flatten(1, 2), as_tensor(words), as_tensor(labels).float()
     a = None if projection is None else as_tensor(projection)
@@ -32,7 +31,7 @@ def lcm(features, labels, words, projection, steps: int) -> Programs:
     def run(einsum: bool) -> None:
         loss_change(u if a is None else u @ a, y, w, steps=steps, einsum=einsum)
 
-    return {name: functools.partial(run, name == "einsum") for name in ("equations", "einsum")}
+    return {"equations": lambda: run(False), "einsum": lambda: run(True)}
 
 
 def loss_change(u, labels, words, *, scale=10.0, steps=20, step_size=1.0, momentum=0.95, einsum=False):
@@ -88,14 +87,9 @@ def label_prototypes(module: Prototypes | BaseModel, p, regions, labels, words, 
 
 
 def training(model: BaseModel, params, batch, word_vectors, backbone: str = "") -> Programs:
-    """A step of Adam on one episode, from cached features or, with a ``backbone``, from photos.
+    """A step of Adam on one episode, from cached features or, with a ``backbone`` of ``network``, from photos.
 
-    Args:
-      model: gives the sizes.
-      params: the model's, without the backbone's.
-      batch: a ``run.step.Batch`` of one episode.
-      word_vectors: float [C, d_w].
-      backbone: a name that ``network`` knows.
+    ``params`` are the model's without the backbone's, ``batch`` is a ``run.step.Batch``, word vectors are [C, d_w].
     """
     trained = network(backbone) if backbone else None
     if backbone and trained is None:
@@ -135,22 +129,20 @@ def losses(model: BaseModel, p, support, query, support_labels, query_labels, wo
 
 def features(name: str, photos: np.ndarray) -> Programs:
     """A backbone of the same shape without gradients, on uint8 [B, H, W, 3]."""
-    frozen = network(name)
+    frozen, x = network(name), as_tensor(photos).permute(0, 3, 1, 2).contiguous()
     if frozen is None:
         return {}
     frozen.eval()
-    x = as_tensor(photos).permute(0, 3, 1, 2).contiguous()
     return {"no_grad": torch.no_grad()(lambda: frozen(x.float() / 127.5 - 1))}
 
 
 def network(name: str) -> nn.Module | None:
     """Conv-4-64, or ResNet-50 where transformers is installed, else None: [B, 3, H, W] -> [B, n, h, w]."""
     if name == "conv4":
-        layers = [
-            (nn.Conv2d(n_in, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2))
-            for n_in, n_out in itertools.pairwise((3, 64, 64, 64, 64))
-        ]
-        return nn.Sequential(*itertools.chain(*layers))
+        layers = []
+        for n_in in (3, 64, 64, 64):
+            layers += [nn.Conv2d(n_in, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers)
     if name != "resnet50" or importlib.util.find_spec("transformers") is None:
         return None
     from transformers import ResNetConfig, ResNetModel

@@ -1,7 +1,6 @@
 """Episodes: which images are support and which are query (paper section 3)."""
 
 import functools
-import hashlib
 from typing import NamedTuple
 
 import jax
@@ -26,9 +25,11 @@ class Episode(NamedTuple):
 class InfeasibleEpisode(ValueError):
     """No choice of distinct images serves every label; ``labels`` are the columns that compete for too few."""
 
-    def __init__(self, labels: list[int], counts: list[int], images: int, need: int):
-        self.labels, self.counts, self.images, self.need = labels, counts, images, need
-        super().__init__(self.describe([f"label {c}" for c in labels]))
+    def __init__(self, labels: np.ndarray, columns: list[int], need: int):
+        competing = labels[:, columns]
+        self.labels, self.counts, self.need = columns, competing.sum(axis=0).tolist(), need
+        self.images = int(competing.any(axis=1).sum())
+        super().__init__(self.describe([f"label {c}" for c in columns]))
 
     def describe(self, names: list[str]) -> str:
         """The message with the labels called ``names``."""
@@ -63,22 +64,17 @@ def sample_episode(key: jax.Array, labels, *, n_shot: int, n_query: int) -> Epis
       TypeError: ``labels`` is traced.
       ValueError: ``labels`` or the counts are malformed; ``InfeasibleEpisode`` if no episode exists.
     """
-    plan, n_images = _check(labels, n_shot, n_query)
-    return _draw(key, plan, n_images=n_images, most=int(plan.count.max()), n_shot=n_shot, n_query=n_query)
+    plan, sizes = _planned(labels, n_shot, n_query)
+    return _draw(key, plan, **sizes)
 
 
 def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_query: int) -> Episode:
-    """``n_episodes`` calls of ``sample_episode``, the i-th with ``fold_in(key, i)``.
-
-    Returns:
-      An ``Episode`` of int32 [n_episodes, C * n_shot] and [n_episodes, C * n_query].
-    """
+    """``n_episodes`` calls of ``sample_episode``, the i-th with ``fold_in(key, i)``: int32 [n_episodes, ...]."""
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
-    plan, n_images = _check(labels, n_shot, n_query)
-    sizes = {"n_images": n_images, "most": int(plan.count.max()), "n_shot": n_shot, "n_query": n_query}
-    draw = functools.partial(_draw, plan=jax.device_put(plan), **sizes)
-    episodes = [draw(jax.random.fold_in(key, i)) for i in range(n_episodes)]
+    plan, sizes = _planned(labels, n_shot, n_query)
+    plan = jax.device_put(plan)
+    episodes = [_draw(jax.random.fold_in(key, i), plan, **sizes) for i in range(n_episodes)]
     return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *episodes)
 
 
@@ -90,22 +86,13 @@ def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
     ``n_shot`` or, if there is none, among those that overshoot least. LaSO fixes K per label but not how images are
     found; this is our reading.
 
-    Args:
-      key: a ``jax.random.key``.
-      labels: bool [I, C], concrete.
-      n_shot: K.
-
-    Returns:
-      int32 [S], rows of ``labels`` in the order of their drawing.
-
-    Raises:
-      ValueError: a label has fewer than ``n_shot`` images (``InfeasibleEpisode``).
+    Returns int32 [S], rows of ``labels``, concrete bool [I, C], in the order of their drawing. Raises
+    ``InfeasibleEpisode`` where a label has fewer than ``n_shot`` images.
     """
     labels = np.asarray(labels, bool)
-    short = np.flatnonzero(labels.sum(axis=0) < n_shot)
-    if len(short):
-        counts = labels[:, short].sum(axis=0).tolist()
-        raise InfeasibleEpisode(short.tolist(), counts, int(labels[:, short].any(axis=1).sum()), n_shot)
+    short = np.flatnonzero(labels.sum(axis=0) < n_shot).tolist()
+    if short:
+        raise InfeasibleEpisode(labels, short, n_shot)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     count, free, drawn = np.zeros(labels.shape[1], int), np.ones(len(labels), bool), []
     while count.min() < n_shot:
@@ -119,7 +106,8 @@ def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
     return np.array(drawn, np.int32)
 
 
-def _check(labels, n_shot: int, n_query: int) -> tuple["_Plan", int]:
+def _planned(labels, n_shot: int, n_query: int) -> tuple["_Plan", dict[str, int]]:
+    """Checks the arguments of ``sample_episode``; returns the plan of its draws and their sizes."""
     if isinstance(labels, jax.core.Tracer):
         raise TypeError("labels must be concrete: close over them instead of passing them through jit or vmap")
     labels = np.asarray(labels)
@@ -132,21 +120,8 @@ def _check(labels, n_shot: int, n_query: int) -> tuple["_Plan", int]:
     for name, count in (("n_shot", n_shot), ("n_query", n_query)):
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
-    return _plan(_Hashed(labels), int(n_shot), int(n_query)), len(labels)
-
-
-class _Hashed:
-    """A label matrix as a cache key: equal by content."""
-
-    def __init__(self, labels: np.ndarray):
-        self.labels = labels
-        self.digest = hashlib.sha256(repr(labels.shape).encode() + np.packbits(labels).tobytes()).digest()
-
-    def __hash__(self):
-        return hash(self.digest)
-
-    def __eq__(self, other):
-        return self.digest == other.digest
+    plan = _plan(np.packbits(labels).tobytes(), labels.shape, int(n_shot) + int(n_query))
+    return plan, {"n_images": len(labels), "most": int(plan.count.max()), "n_shot": n_shot, "n_query": n_query}
 
 
 class _Plan(NamedTuple):
@@ -160,12 +135,12 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)  # the feasibility check costs more than a draw
-def _plan(hashed: _Hashed, n_shot: int, n_query: int) -> _Plan:
-    label, image = np.nonzero(hashed.labels.T)
-    count = hashed.labels.sum(axis=0)
-    start = np.cumsum(count) - count
-    fallback = _assign(hashed.labels, n_shot + n_query)
-    return _Plan(*(x.astype(np.int32) for x in (label, image, start, count, fallback)))
+def _plan(packed: bytes, shape: tuple[int, int], need: int) -> _Plan:
+    labels = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(bool)
+    label, image = np.nonzero(labels.T)
+    count = labels.sum(axis=0)
+    parts = (label, image, np.cumsum(count) - count, count, _assign(labels, need))
+    return _Plan(*(x.astype(np.int32) for x in parts))
 
 
 def _assign(labels: np.ndarray, need: int) -> np.ndarray:
@@ -187,9 +162,7 @@ def _assign(labels: np.ndarray, need: int) -> np.ndarray:
         residual = graph - result.flow
         residual.eliminate_zeros()
         reachable = breadth_first_order(csr_array(residual > 0), source, return_predecessors=False)
-        short = sorted(int(v) for v in reachable if v < n_labels)
-        together = int(labels[:, short].any(axis=1).sum())
-        raise InfeasibleEpisode(short, labels[:, short].sum(axis=0).tolist(), together, need)
+        raise InfeasibleEpisode(labels, sorted(int(v) for v in reachable if v < n_labels), need)
     flow = csr_array(result.flow)[:n_labels, n_labels : n_labels + n_images].tocoo()
     used = flow.data > 0
     rows, columns = flow.coords[0][used], flow.coords[1][used]
@@ -199,6 +172,7 @@ def _assign(labels: np.ndarray, need: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=("n_images", "most", "n_shot", "n_query"))
 def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: int) -> Episode:
     n_labels, n_entries = len(plan.start), len(plan.image)
+    fallback = (plan.fallback[:, :n_shot], plan.fallback[:, n_shot:])
 
     def attempt(key):
         """Walks once through all labels for the supports and once for the queries."""
@@ -229,16 +203,12 @@ def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: i
             order = jnp.argsort(phase_bits)
             free, chosen = jax.lax.scan(functools.partial(turn, take), free, order)
             drawn.append(jnp.zeros_like(chosen).at[order].set(chosen))
-        return drawn[0], drawn[1], free[1]
+        valid = free[1]
+        return valid, *(jnp.where(valid, d, f) for d, f in zip(drawn, fallback, strict=True))
 
-    fallback = (plan.fallback[:, :n_shot], plan.fallback[:, n_shot:], jnp.bool(False))
-    _, (support, query, _) = jax.lax.while_loop(
-        lambda state: (state[0] < _ATTEMPTS) & ~state[1][2],
-        lambda state: (state[0] + 1, _keep_if_valid(attempt(jax.random.fold_in(key, state[0])), fallback)),
-        (0, jax.tree.map(jnp.asarray, fallback)),
+    _, _, support, query = jax.lax.while_loop(
+        lambda state: (state[0] < _ATTEMPTS) & ~state[1],
+        lambda state: (state[0] + 1, *attempt(jax.random.fold_in(key, state[0]))),
+        (0, jnp.bool(False), *map(jnp.asarray, fallback)),
     )
     return Episode(support.reshape(-1), query.reshape(-1))
-
-
-def _keep_if_valid(drawn, fallback):
-    return tuple(jnp.where(drawn[2], d, f) for d, f in zip(drawn, fallback, strict=True))

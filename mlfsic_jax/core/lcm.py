@@ -17,16 +17,11 @@ _CACHE_BYTES = 2**20  # half of the second-level cache of a server core
 
 @dataclasses.dataclass(frozen=True)
 class LCMOptions:
-    """How LCM runs inside a model.
+    """How LCM runs inside a model: options of ``lcm_select``, and ``selection``, which score is compared with theta.
 
-    Attributes:
-      steps: see ``lcm_select``, like the next three.
-      step_size: of the gradient step on rho.
-      momentum: alpha of eq 11.
-      score_scaling: "minmax" or "none".
-      selection: which score (appendix A.3.2; rho is the final one, "upon convergence"). "momentum": f_n of eq 11;
-        "taylor": eq 10 at rho; "exact": eq 8 at rho, the change of the loss when one position is removed; "importance":
-        rho; "low_importance": 1 - rho.
+    The scores (appendix A.3.2; rho is the final one, "upon convergence") are "momentum": f_n of eq 11; "taylor": eq 10
+    at rho; "exact": eq 8 at rho, the change of the loss when one position is removed; "importance": rho;
+    "low_importance": 1 - rho.
     """
 
     steps: int = 20
@@ -119,20 +114,11 @@ def lcm_select(
 
 
 def loss_change(regions, labels, label_embeddings, *, scale: float, options: LCMOptions = LCMOptions()):
-    """``lcm_select`` without the selection, on features that are already in the joint space.
+    """``lcm_select`` without the selection, on local features float [S, L, d] that are already in the joint space.
 
-    The scores of all selections are compared with theta in one way, see ``select_positions``: with "minmax" scaling, or
-    where a score is in [0, 1] by itself, theta = 0.53 keeps scores from log(0.53 / 0.47) = 0.12 on, 0.65 from 0.62 on.
-
-    Args:
-      regions: float [S, L, d], local features.
-      labels: 0/1 or bool [S, C].
-      label_embeddings: float [C, d].
-      scale: lambda of eq 4.
-      options: everything but ``score_scaling``.
-
-    Returns:
-      (score [S, L], importance [S, L]) in the dtype of ``regions``.
+    Returns (score [S, L], importance [S, L]) in the dtype of ``regions``. All scores are compared with theta in one
+    way, see ``select_positions``: with "minmax" scaling, or where a score is in [0, 1] by itself, theta = 0.53 keeps
+    scores from log(0.53 / 0.47) = 0.12 on, 0.65 from 0.62 on.
     """
     numbers = {"scale": scale, "step_size": options.step_size, "momentum": options.momentum}
     return _loss_change(regions, labels, label_embeddings, numbers, steps=options.steps, selection=options.selection)
@@ -200,18 +186,11 @@ def _over_images(f, *arrays, at_once: int | None = None):
 def select_positions(score, threshold, *, scale: float = 10.0, score_scaling: str = "minmax"):
     """sigmoid(score) >= theta, per image; an image where no position passes keeps its best one.
 
-    Args:
-      score: float [..., L], raw scores of the positions of an image.
-      threshold: theta, a float or an array that broadcasts against ``score``.
-      scale: lambda, the unit of the scores' rounding errors.
-      score_scaling: see ``lcm_select``.
-
-    Returns:
-      bool, the broadcast shape.
+    ``score`` is raw, float [..., L]; ``threshold``, theta, a float or an array that broadcasts against it, to the shape
+    of the result, bool. ``scale``, lambda, is the unit of the scores' rounding errors.
     """
-    scaled = score
-    if score_scaling == "minmax":
-        scaled = _minmax(score, tolerance=scale * jnp.finfo(score.dtype).eps)
+    tolerance = scale * jnp.finfo(score.dtype).eps
+    scaled = _minmax(score, tolerance) if score_scaling == "minmax" else score
     best = jax.nn.one_hot(jnp.argmax(score, axis=-1), score.shape[-1], dtype=bool)
     passes = jax.nn.sigmoid(scaled) >= threshold
     return jnp.where(passes.any(axis=-1, keepdims=True), passes, best)

@@ -5,29 +5,13 @@ Plain NumPy in float64: exact ties and exact agreement with scikit-learn matter 
 
 import numpy as np
 
-METRICS = (
-    "macro_ap",
-    "macro_precision",
-    "macro_recall",
-    "macro_f1",
-    "micro_ap",
-    "micro_precision",
-    "micro_recall",
-    "micro_f1",
-)
+METRICS = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("ap", "precision", "recall", "f1"))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean of the precision at each positive, by descending score; equal scores count as one threshold.
+    """Mean of the precision at each positive, by descending score: float [..., N], bool [..., N] -> float64 [...].
 
-    This is scikit-learn's definition: a tie never favours the model.
-
-    Args:
-      scores: float [..., N].
-      labels: bool [..., N].
-
-    Returns:
-      float64 [...], NaN where there is no positive.
+    Equal scores count as one threshold, as in scikit-learn: a tie never favours the model. NaN without a positive.
     """
     order = np.argsort(-scores, axis=-1, kind="stable")
     scores = np.take_along_axis(scores, order, axis=-1)
@@ -99,10 +83,7 @@ def multilabel_metrics(scores, labels, *, threshold: float = 0.5) -> dict:
 def calibration_error(probabilities, labels, bins: int = 15) -> float:
     """Expected calibration error: |mean probability - share of positives| over bins of equal width, weighed by size.
 
-    Args:
-      probabilities: float, any shape; clipped to [0, 1].
-      labels: 0/1 or bool, the same shape.
-      bins: how many.
+    ``probabilities`` are floats, clipped to [0, 1]; ``labels``, 0/1 or bool, have the same shape, which is any.
     """
     p, y = np.clip(np.ravel(probabilities), 0, 1).astype(np.float64), np.ravel(labels)
     which = np.minimum((p * bins).astype(int), bins - 1)
@@ -111,32 +92,21 @@ def calibration_error(probabilities, labels, bins: int = 15) -> float:
 
 
 def mean_and_ci95(values: np.ndarray) -> dict[str, float]:
-    """Mean over episodes and the half-width of its 95 % interval, 1.96 standard errors.
-
-    Args:
-      values: float [E], one per episode, E >= 2.
-    """
+    """Mean over episodes, float [E >= 2], and the half-width of its 95 % interval, 1.96 standard errors."""
     values = np.asarray(values, np.float64)
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))}
 
 
-def bootstrap_ci95(values: np.ndarray, *, seed: int = 0, n_resamples: int = 9999) -> dict[str, float]:
-    """Mean over episodes and its 95 % bootstrap interval, between percentiles of resampled means.
+def bootstrap_ci95(values: np.ndarray) -> dict[str, float]:
+    """Mean over episodes, float [E >= 2], and its 95 % bootstrap interval: "mean", "low" and "high".
 
-    Two methods on the same episodes can be told apart where the interval of their differences excludes 0.
-
-    Args:
-      values: float [E], one per episode, E >= 2.
-      seed: of the resampling.
-      n_resamples: how often.
-
-    Returns:
-      "mean", "low" and "high".
+    The interval lies between percentiles of 9,999 resampled means. Two methods on the same episodes can be told apart
+    where the interval of their differences excludes 0.
     """
     from scipy.stats import bootstrap  # takes half a second to import
 
     values = np.asarray(values, np.float64)
-    resampling = {"n_resamples": n_resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
+    resampling = {"n_resamples": 9999, "method": "percentile", "rng": np.random.default_rng(0)}
     low, high = bootstrap((values,), np.mean, **resampling).confidence_interval
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 

@@ -42,11 +42,9 @@ class BaseModel(nn.Module):
     Attributes:
       d_joint: width of the joint space, d_j.
       scale: lambda of eqs 4 and 19.
-      prototypes: fields of ``Prototypes``.
+      n_heads, d_dynamic, n_dynamic, dropout, skip, attention, dynamic: of ``Prototypes``.
       anchor: start at the plain prototype classifier (ours): orthogonal A_visual, uniform attention, closed gates.
       backbone: a module, photos -> local features, trained with the rest; None where inputs are local features.
-      attention: see ``Prototypes``.
-      dynamic: see ``Prototypes``.
       cm_loss: train with L_cm; False is an ablation (section 5.4.1).
       query_loss_on: images in L_query: "query", or "both" support and query, WGA's ablation of the CM loss.
       query_top: k of ``query_logits``; 0 compares global features of the queries.
@@ -168,23 +166,15 @@ class BaseModel(nn.Module):
 
 
 def attention_values(model: BaseModel, variables, regions, words):
-    """Attention logits of every region for every label, summed over heads.
+    """Attention logits of every region for every label, summed over heads: float [S, C, L].
 
     The papers show these maps (WGA, figure 4; Yan et al. 2025, appendix A.3.4). LCM does not change them; it only
     removes regions before the softmax. Attention on global features gives all regions of an image the same value; a
-    model without attention gives 0.
-
-    Args:
-      model: the model.
-      variables: its parameters.
-      regions: float [S, L, d_joint], local features in the joint space, see ``BaseModel.regions``.
-      words: float [C, d_joint], see ``BaseModel.words``.
-
-    Returns:
-      float [S, C, L].
+    model without attention gives 0. ``regions``, float [S, L, d_joint], and ``words``, float [C, d_joint], are those of
+    ``BaseModel``.
     """
     labels = jnp.ones((len(regions), len(words)))
-    shape = (len(regions), len(words), regions.shape[1])
+    shape = (*labels.shape, regions.shape[1])
     if model.attention == "none":
         return jnp.zeros(shape, words.dtype)
     _, state = model.apply(variables, regions, labels, words, method="prototypes", mutable="intermediates")

@@ -17,14 +17,9 @@ class OptionError(ValueError):
 
 
 def require(options: Any, **rules: tuple[bool, str]) -> None:
-    """Refuses options with all their mistakes at once; called by ``__post_init__``.
+    """Raises ``OptionError`` with all mistakes of a dataclass instance at once; called by its ``__post_init__``.
 
-    Args:
-      options: a dataclass instance.
-      **rules: field = (whether its value is allowed, the rule in words).
-
-    Raises:
-      OptionError: a value is not allowed.
+    A rule is ``field = (whether its value is allowed, the rule in words)``.
     """
     mistakes = {field: rule for field, (allowed, rule) in rules.items() if not allowed}
     if mistakes:

@@ -82,20 +82,14 @@ class DynamicConvolution(nn.Module):
     def __call__(self, regions, mask, words):
         """See ``Prototypes``; float [M, d], bool [C, M], float [C, d] -> float [C, d]."""
         d, d_dynamic = words.shape[-1], self.d_dynamic
-        # At the start the biases alone give kernels of fan-in scale; the words modulate them.
-        theta_1 = nn.Dense(
-            d * d_dynamic,
-            kernel_init=nn.initializers.normal(0.02 / d**0.5),
-            bias_init=nn.initializers.normal(d**-0.5),
-            name="kernel_1",
-        )(words).reshape(-1, d, d_dynamic)
-        theta_2 = nn.Dense(
-            d_dynamic * d,
-            kernel_init=nn.initializers.normal(0.02),
-            bias_init=nn.initializers.normal(d_dynamic**-0.5),
-            name="kernel_2",
-        )(words).reshape(-1, d_dynamic, d)
 
+        def kernel(name, spread, fan_in, fan_out):
+            # At the start the bias alone gives a kernel of fan-in scale; the words modulate it.
+            inits = {"kernel_init": nn.initializers.normal(spread), "bias_init": nn.initializers.normal(fan_in**-0.5)}
+            return nn.Dense(fan_in * fan_out, **inits, name=name)(words).reshape(-1, fan_in, fan_out)
+
+        theta_1 = kernel("kernel_1", 0.02 / d**0.5, d, d_dynamic)
+        theta_2 = kernel("kernel_2", 0.02, d_dynamic, d)
         n_top = min(self.n_dynamic, mask.shape[1])
         similarity = jnp.where(mask, unit(words) @ unit(regions).T, -jnp.inf)  # [C, M]
         similarity, top = jax.lax.top_k(jax.lax.stop_gradient(similarity), n_top)
@@ -111,12 +105,13 @@ class DynamicConvolution(nn.Module):
 class Prototypes(nn.Module):
     """p_c = cross-attention + dynamic convolution (eq 17), or an ablation of them (section 5.4.1, appendix A.3.1)."""
 
-    n_heads: int = 8  # see ``CrossAttention``
-    d_dynamic: int = 64  # see ``DynamicConvolution``
-    n_dynamic: int = 16  # see ``DynamicConvolution``
-    dropout: float = 0.1  # see ``CrossAttention``
-    skip: bool = True  # see ``CrossAttention``
-    anchor: bool = False  # see both
+    # Explained where ``CrossAttention`` and ``DynamicConvolution`` use them.
+    n_heads: int = 8
+    d_dynamic: int = 64
+    n_dynamic: int = 16
+    dropout: float = 0.1
+    skip: bool = True
+    anchor: bool = False
     # how p_att is made. "channelwise": the paper's; "standard": with layers for keys and values; "global": the paper's,
     # on global features; "simple" and "simple_local": ``SimpleAttention`` on global and on local features; "low_rank":
     # ``LowRankAttention``; "none": not at all. The simple ones and "low_rank" have no MLP. An image's global feature is

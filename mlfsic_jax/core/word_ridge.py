@@ -49,8 +49,8 @@ def fit(
       labels: 0/1 [I, B].
       word_vectors: float [B, d_w].
       components: float [n, d], see ``principal_directions``.
-      classifier_regulariser: of R.
-      word_regulariser: of A.
+      classifier_regulariser: the 300 of R.
+      word_regulariser: the 0.1 of A.
     """
     features = jnp.asarray(features, jnp.float32)
     targets = jnp.asarray(labels, features.dtype)
@@ -77,17 +77,7 @@ def principal_directions(local_features, mean, n_components: int = 320) -> np.nd
 
 
 def word_prior(fitted: Fitted, x, word_vectors, beta: float):
-    """p_c = beta (x . W_c - mean over c' of x . W_c'), W_c = (unit(w_c) G') A + m.
-
-    Args:
-      fitted: see ``fit``.
-      x: float [I, n], centred unit features.
-      word_vectors: float [C, d_w], the episode's labels.
-      beta: weight of the prior.
-
-    Returns:
-      float [I, C].
-    """
+    """p_c = beta (x . W_c - mean over c' of x . W_c'), W_c = (unit(w_c) G') A + m: x [I, n], w [C, d_w] -> [I, C]."""
     classifiers = unit(word_vectors) @ fitted.words.T @ fitted.mapping + fitted.offset
     return centred_prior(x @ classifiers.T, beta)
 
@@ -136,21 +126,10 @@ def region_kernel(a, b):
 
     With lengths r = |z| and directions u = z / r: k1 is the mean, weighted by r, over the regions of either image of
     the best match in the other; k2 the normalised h(i, j) = sum_lm v_il v_jm max(0, u_il . u_jm)^2, v = r^2 / sum r^2.
-
-    Args:
-      a: float [I, L, d], centred local features z.
-      b: float [J, L, d].
-
-    Returns:
-      float [I, J].
+    ``a`` and ``b`` are centred local features z, float [I, L, d] and [J, L, d]; the result is float [I, J].
     """
-
-    def parts(z):
-        length = jnp.sqrt(jnp.sum(z * z, axis=-1))
-        return unit(z), _shares(length), _shares(length**2)
-
-    u_a, r_a, v_a = parts(a)
-    u_b, r_b, v_b = parts(b)
+    u_a, r_a, v_a = _parts(a)
+    u_b, r_b, v_b = _parts(b)
 
     def with_one(image):  # one image of b at a time: its similarities to all of a fit the cache
         u, r, v = image
@@ -161,42 +140,45 @@ def region_kernel(a, b):
         k1 = (jnp.sum(r_a * best_in_b, axis=1) + best_in_a @ r) / 2
         return k1, jnp.einsum("il,ilm,m->i", v_a, jnp.maximum(similarity, 0) ** 2, v)
 
-    def own(u, v):
-        return v @ jnp.maximum(u @ u.T, 0) ** 2 @ v
-
     k1, h = jax.lax.map(with_one, (u_b, r_b, v_b))  # [J, I]
-    norm = jnp.sqrt(jax.vmap(own)(u_a, v_a)[:, None] * jax.vmap(own)(u_b, v_b))
+    norm = jnp.sqrt(jax.vmap(_own)(u_a, v_a)[:, None] * jax.vmap(_own)(u_b, v_b))
     return (k1.T + h.T / jnp.maximum(norm, 1e-12)) / 2
 
 
 def region_pairs(a, b):
-    """``region_kernel`` before the sum over pairs of regions: which region met which.
+    """``region_kernel`` before the sum over pairs of regions: [I, L, d], [J, M, d] -> [I, J, L, M].
 
     It splits a prediction exactly: a score is the word prior plus the sum over support photos s and regions l and m of
     ``pairs[s, l, m] * adapted.dual[s]``. In k1 a region counts with its best match alone, in k2 with all it resembles.
-
-    Args:
-      a: float [I, L, d], centred local features z, at least one of an image not 0.
-      b: float [J, M, d].
-
-    Returns:
-      float [I, J, L, M]; its sum over the last two axes is ``region_kernel(a, b)``.
+    Every image of ``a`` needs a region that is not 0.
     """
 
     def pair(z_a, z_b):
-        u, u_b = unit(z_a), unit(z_b)
-        length, length_b = jnp.linalg.norm(z_a, axis=-1), jnp.linalg.norm(z_b, axis=-1)
-        similarity = u @ u_b.T
-        best_in_b = jnp.argmax(jnp.where(length_b > 0, similarity, -2.0), axis=1)
-        best_in_a = jnp.argmax(jnp.where(length[:, None] > 0, similarity, -2.0), axis=0)
-        weight = _shares(length)[:, None] * jax.nn.one_hot(best_in_b, len(z_b))
-        weight += _shares(length_b) * jax.nn.one_hot(best_in_a, len(z_a)).T
-        v, v_b = _shares(length**2), _shares(length_b**2)
-        h = v[:, None] * jnp.maximum(similarity, 0) ** 2 * v_b
-        own, own_b = (w @ jnp.maximum(r @ r.T, 0) ** 2 @ w for w, r in ((v, u), (v_b, u_b)))
-        return (similarity * weight / 2 + h / jnp.maximum(jnp.sqrt(own * own_b), 1e-12)) / 2
+        (u_a, r_a, v_a), (u_b, r_b, v_b) = _parts(z_a), _parts(z_b)
+        similarity = u_a @ u_b.T
+        best_in_b = jnp.argmax(jnp.where(r_b > 0, similarity, -2.0), axis=1)
+        best_in_a = jnp.argmax(jnp.where(r_a[:, None] > 0, similarity, -2.0), axis=0)
+        weight = r_a[:, None] * jax.nn.one_hot(best_in_b, len(z_b)) + r_b * jax.nn.one_hot(best_in_a, len(z_a)).T
+        h = v_a[:, None] * jnp.maximum(similarity, 0) ** 2 * v_b
+        norm = jnp.sqrt(_own(u_a, v_a) * _own(u_b, v_b))
+        return (similarity * weight / 2 + h / jnp.maximum(norm, 1e-12)) / 2
 
     return jax.lax.map(lambda z: jax.vmap(lambda z_b: pair(z, z_b))(b), a)
+
+
+def _parts(z):
+    """Directions u of regions [..., L, d], and the shares r and v of their lengths and squared lengths, [..., L]."""
+    length = jnp.sqrt(jnp.sum(z * z, axis=-1))
+    return unit(z), _shares(length), _shares(length**2)
+
+
+def _own(u, v):
+    """h of an image with itself: [L, d], [L] -> []."""
+    return v @ jnp.maximum(u @ u.T, 0) ** 2 @ v
+
+
+def _shares(x):
+    return x / jnp.maximum(x.sum(axis=-1, keepdims=True), 1e-12)
 
 
 def standardised(scores, left_out, labels):
@@ -206,13 +188,7 @@ def standardised(scores, left_out, labels):
     they are few; d is the spread of those scores about m_c. One slope and one intercept, fitted on validation episodes,
     make probabilities of them: sigmoid(slope * standardised + intercept).
 
-    Args:
-      scores: float [Q, C], of ``scores``.
-      left_out: float [S, C], see ``Adapted``.
-      labels: 0/1 [S, C], of the support.
-
-    Returns:
-      float [Q, C].
+    ``scores`` are float [Q, C], as is the result; ``left_out``, of ``Adapted``, and the support's labels, 0/1, [S, C].
     """
     without = 1 - labels.astype(left_out.dtype)
     n = without.sum(axis=0)
@@ -223,20 +199,12 @@ def standardised(scores, left_out, labels):
 
 
 def solve(kernel, prior, labels, regulariser):
-    """(K + lambda I)^-1 (T - mean T) with T = y - p(S): ridge regression in the dual, and left-out scores.
+    """Ridge regression in the dual: kernel K [S, S], prior p(S) [S, C], labels 0/1 [S, C], lambda -> dual, left out.
 
-    A query scores p(q) + k(q, S) dual. Leaving image i out in closed form: a ridge fit to targets t predicts
-    t_i - [G^-1 t]_i / [G^-1]_ii at i without having seen it, G = K + lambda I. The prediction is linear in t, and so is
-    centring by the mean of the others.
-
-    Args:
-      kernel: float [S, S], K of the support.
-      prior: float [S, C], p of the support.
-      labels: 0/1 [S, C].
-      regulariser: lambda.
-
-    Returns:
-      (dual float [S, C], left-out scores float [S, C]).
+    The dual, float [S, C], is (K + lambda I)^-1 (T - mean T) with T = y - p(S); a query scores p(q) + k(q, S) dual. The
+    left-out scores, float [S, C], are those of images that the fit has not seen, in closed form: a ridge fit to targets
+    t predicts t_i - [G^-1 t]_i / [G^-1]_ii at such an image i, G = K + lambda I. The prediction is linear in t, and so
+    is centring by the mean of the others.
     """
     s = len(kernel)
     inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
@@ -248,7 +216,3 @@ def solve(kernel, prior, labels, regulariser):
     mean_of_others = (targets.sum(axis=0) - targets) / max(s - 1, 1)
     left_out = prior + unseen(targets) - mean_of_others * unseen(jnp.ones((s, 1), kernel.dtype))
     return inverse @ (targets - targets.mean(axis=0)), left_out
-
-
-def _shares(x):
-    return x / jnp.maximum(x.sum(axis=-1, keepdims=True), 1e-12)

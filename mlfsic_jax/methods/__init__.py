@@ -58,15 +58,9 @@ def create(name: str, **options: Any) -> Method:
 
 
 def trained_of(method: Method, stores: Mapping[str, Any], value: Any = None) -> dict[str, Any]:
-    """Assembles the ``trained`` of a method from its stores, and from the value of its tuned leaf if it has one.
+    """Assembles the ``trained`` of a method from its stores: name -> the result of ``train``.
 
-    Args:
-      method: any.
-      stores: name of a store -> the result of ``train``.
-      value: of the leaf ``tuned``: a float, or all candidates.
-
-    Raises:
-      ValueError: the method is tuned, and there is no value.
+    ``value``, of the leaf ``tuned``, is a float or all candidates; ``ValueError`` where a tuned method has none.
     """
     if method.tuned and value is None:
         raise ValueError(f"{type(method).__name__} needs a value of {method.tuned}")

@@ -18,21 +18,17 @@ _READ = 64
 
 
 def map_regions(base: View, rows, fn: Callable) -> np.ndarray:
-    """Maps local features of images, a batch at a time.
-
-    Args:
-      base: a view whose inputs are local features.
-      rows: int [I], which images.
-      fn: float32 [B, L, n] -> array [B, ...].
-
-    Returns:
-      The results for all rows, [I, ...].
-    """
+    """Maps local features of images a batch at a time: int [I], (float32 [B, L, n] -> [B, ...]) -> [I, ...]."""
     rows, parts = np.asarray(rows), []
     for start in range(0, len(rows), _READ):
         regions = np.asarray(base.inputs(rows[start : start + _READ]), np.float32)
         parts.append(fn(regions.reshape(len(regions), -1, regions.shape[-1])))
     return np.concatenate(parts)
+
+
+def some_regions(base: View, rows) -> np.ndarray:
+    """Local features of up to 512 images, spread evenly over ``rows``, int [I]: float32 [<= 512, L, n]."""
+    return map_regions(base, rows[np.unique(np.linspace(0, len(rows) - 1, 512).astype(int))], lambda regions: regions)
 
 
 def pooled_features(base: View) -> np.ndarray:
@@ -48,15 +44,8 @@ def mean_feature(pooled) -> np.ndarray:
 def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=None) -> tuple[Any, Any]:
     """One step of Adam per batch; traceable.
 
-    Args:
-      loss: (params, batch) -> scalar.
-      params: where to start, a pytree of arrays.
-      batches: a pytree of arrays whose first axis is the step.
-      learning_rate: of Adam.
-      opt_state: of earlier steps, to continue them.
-
-    Returns:
-      (params, opt_state) after the last step.
+    ``loss`` takes (params, batch); ``batches`` is a pytree of arrays whose first axis is the step; ``opt_state``
+    continues earlier steps. Returns (params, opt_state) after the last step.
     """
     optimizer = optax.adam(learning_rate)
 
@@ -71,20 +60,10 @@ def adam(loss: Callable, params, batches, *, learning_rate: float, opt_state=Non
 def adam_in_chunks(
     loss: Callable, params, data, draw: Callable, *, steps: int, chunk: int, learning_rate: float, description: str
 ):
-    """``adam`` on many batches, a chunk of them in one program, with a progress bar.
+    """Parameters after ``adam`` on many batches, ``chunk`` of them in one program, with a progress bar.
 
-    Args:
-      loss: (params, data, batch) -> scalar.
-      params: where to start, a pytree of arrays.
-      data: a pytree of arrays that all steps share.
-      draw: chunk number -> its batches, see ``adam``.
-      steps: how many; rounded up to whole chunks.
-      chunk: steps in one program.
-      learning_rate: of Adam.
-      description: what is trained, for the progress bar.
-
-    Returns:
-      params after the last step.
+    ``loss`` takes (params, data, batch), where all steps share ``data``, a pytree of arrays; ``draw`` makes a chunk's
+    batches from its number. ``steps`` are rounded up to whole chunks.
     """
 
     @jax.jit

@@ -20,13 +20,26 @@ EPOCHS = 40  # on a support set; the paper's number for all its baselines (secti
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier(Method):
-    """The linear layer, on centred unit features."""
+class LinearLayer(Method):
+    """The family whose ``fit`` gives one linear layer on centred unit features: weights [n, C] and bias [C]."""
 
-    sections: ClassVar[tuple[str, ...]] = ("classifier",)
     stores: ClassVar[tuple[str, ...]] = ("fitted",)
     base: ClassVar[str] = "images"
     on_request: ClassVar[bool] = True
+
+    def train(self, key, base):
+        return {"mean": mean_feature(pooled_features(base))}
+
+    def score(self, trained, state, images):
+        weights, bias = state
+        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(LinearLayer):
+    """The layer fitted by Adam to the support's cross-entropy."""
+
+    sections: ClassVar[tuple[str, ...]] = ("classifier",)
 
     epochs: int = EPOCHS  # steps of Adam, each on the whole support
     learning_rate: float = 0.1  # of Adam; ours, chosen on validation labels
@@ -35,31 +48,16 @@ class Classifier(Method):
         super().__post_init__()
         require(self, **positive(self, "epochs", "learning_rate"))
 
-    def train(self, key, base):
-        return {"mean": mean_feature(pooled_features(base))}
-
     def fit(self, trained, images, labels, words):
         x, y = centred_unit(trained, images), labels.astype(jnp.float32)
         options = {"epochs": self.epochs, "learning_rate": self.learning_rate}
         return fit_linear(lambda _: (x, y), x.shape[1], y.shape[1], **options)
 
-    def score(self, trained, state, images):
-        weights, bias = state
-        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
-
 
 def fit_linear(batch_of: Callable, n_features: int, n_labels: int, *, epochs: int, learning_rate: float):
-    """Fits a linear layer by Adam, from zero, on the mean cross-entropy over images and labels.
+    """Fits a linear layer by Adam, from zero, on the mean cross-entropy over images and labels: [n, C], [C].
 
-    Args:
-      batch_of: epoch -> (float [B, n], 0/1 [B, C]); an epoch is one step on its whole batch.
-      n_features: n.
-      n_labels: C.
-      epochs: steps.
-      learning_rate: of Adam.
-
-    Returns:
-      (weights float [n, C], bias float [C]).
+    ``batch_of`` makes of an epoch its batch, (float [B, n], 0/1 [B, C]); an epoch is one step.
     """
 
     def loss(layer, epoch):

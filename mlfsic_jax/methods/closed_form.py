@@ -10,10 +10,8 @@ import numpy as np
 from mlfsic_jax.core import word_ridge
 from mlfsic_jax.core.functional import cosine_logits, unit
 from mlfsic_jax.core.options import positive, require
-from mlfsic_jax.methods._training import map_regions, mean_feature, pooled_features
+from mlfsic_jax.methods._training import mean_feature, pooled_features, some_regions
 from mlfsic_jax.methods.base import FIXED, Method
-
-_FOR_DIRECTIONS = 512  # images; each gives one sample per position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +35,10 @@ class ClosedForm(Method):
         require(self, **positive(self, *fields))
 
     def train(self, key, base):
-        features = pooled_features(base)
-        some = np.unique(np.linspace(0, len(features) - 1, _FOR_DIRECTIONS).astype(int))
-        regions = map_regions(base, some, lambda regions: regions)
-        fitted = word_ridge.fit(
-            features,
-            base.labels,
-            base.word_vectors,
-            word_ridge.principal_directions(regions, mean_feature(features), self.n_components),
-            classifier_regulariser=self.classifier_regulariser,
-            word_regulariser=self.word_regulariser,
-        )
+        features, regions = pooled_features(base), some_regions(base, np.arange(len(base.labels)))
+        directions = word_ridge.principal_directions(regions, mean_feature(features), self.n_components)
+        options = {"classifier_regulariser": self.classifier_regulariser, "word_regulariser": self.word_regulariser}
+        fitted = word_ridge.fit(features, base.labels, base.word_vectors, directions, **options)
         return jax.device_get(fitted._asdict())
 
 

@@ -100,9 +100,8 @@ class LCM(LCMOptions, Base):
 
     def keep(self, trained, images):
         """The positions whose score reaches theta: bool [S, L]."""
-        return select_positions(
-            images["lcm"], trained["theta"], scale=self.model.scale, score_scaling=self.score_scaling
-        )
+        options = {"scale": self.model.scale, "score_scaling": self.score_scaling}
+        return select_positions(images["lcm"], trained["theta"], **options)
 
     def fit(self, trained, images, labels, words):
         words, keep = self._apply(trained, words, method="words"), self.keep(trained, images)
@@ -167,16 +166,9 @@ def init(model: BaseModel, key, features, words) -> dict:
 
 
 def fine_tune(model: BaseModel, variables, pooled, labels, words, *, epochs: int, learning_rate: float) -> dict:
-    """Fits A_visual and A_text to a support set by the CM loss; returns new ``variables``.
+    """Fits A_visual and A_text to a support set by the CM loss, a step of Adam per epoch; returns new ``variables``.
 
-    Args:
-      model: the model.
-      variables: its parameters and batch statistics.
-      pooled: float [S, n], pooled features of the backbone.
-      labels: 0/1 or bool [S, C].
-      words: float [C, d_w], word vectors.
-      epochs: steps of Adam, each on all images.
-      learning_rate: of Adam.
+    Takes pooled features of the backbone, float [S, n], labels, 0/1 or bool [S, C], and word vectors, float [C, d_w].
     """
 
     def cm_loss(joint, _):

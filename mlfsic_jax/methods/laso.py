@@ -21,6 +21,7 @@ from mlfsic_jax.methods._training import adam_in_chunks, pooled_features
 from mlfsic_jax.methods.classifier import Classifier, fit_linear
 from mlfsic_jax.methods.closed_form import centred_unit
 
+OPERATIONS = ("union", "intersection", "subtraction")
 _BLOCKS = 3
 _CHUNK = 100  # steps in one program
 
@@ -38,7 +39,7 @@ class LaSO(Classifier):
     base: ClassVar[str] = "labels"
     needs_contrast: ClassVar[bool] = True  # two images at least, to pair
 
-    operations: tuple[str, ...] = ("intersection",)  # which to augment with, of "union", "intersection", "subtraction"
+    operations: tuple[str, ...] = ("intersection",)  # which to augment with, of ``OPERATIONS``
     n_components: int = 256  # d, ours
     width: int = 512  # of the networks' hidden layers, ours
     dropout: float = 0.5  # rate; 0.5 as in the authors' code, the paper does not print it.
@@ -49,11 +50,11 @@ class LaSO(Classifier):
 
     def __post_init__(self):
         super().__post_init__()
-        known = {"union", "intersection", "subtraction"}.issuperset(self.operations)
+        known = set(OPERATIONS).issuperset(self.operations)
         require(
             self,
             **positive(self, "n_components", "width", "training_steps", "batch_size", "training_learning_rate"),
-            operations=(known and len(self.operations) > 0, "must be some of union, intersection, subtraction"),
+            operations=(known and len(self.operations) > 0, f"must be some of {', '.join(OPERATIONS)}"),
             dropout=(0 <= self.dropout < 1, "must be in [0, 1)"),
         )
 
@@ -126,23 +127,15 @@ class Operations(nn.Module):
         self.classifier = nn.Dense(self.n_labels)
 
     def losses(self, x, y, labels_x, labels_y, train: bool = False):
-        """The paper's loss terms, each averaged over the pairs.
-
-        Args:
-          x: float [B, d], features X.
-          y: float [B, d], features Y.
-          labels_x: 0/1 [B, C].
-          labels_y: 0/1 [B, C].
-          train: whether dropout is active.
+        """The paper's loss terms, each averaged over the pairs of features float [B, d] and labels 0/1 [B, C].
 
         Returns:
           name -> scalar: "classifier" (cross-entropy of X and Y themselves), "union", "intersection" and "subtraction"
           (cross-entropy of the networks' outputs), "symmetry" (between unions, and intersections, of (X, Y) and
           (Y, X)), "mode_collapse" (between X and the union of subtraction and intersection; likewise for Y).
         """
-        union, intersection = self.union(x, y, train), self.intersection(x, y, train)
-        union_r, intersection_r = self.union(y, x, train), self.intersection(y, x, train)
-        subtraction, subtraction_r = self.subtraction(x, y, train), self.subtraction(y, x, train)
+        made = {name: self.combine(x, y, name, train) for name in OPERATIONS}
+        swapped = {name: self.combine(y, x, name, train) for name in OPERATIONS}
 
         def classify(features, labels):
             return binary_cross_entropy(self.classifier(features), labels).mean()
@@ -150,19 +143,19 @@ class Operations(nn.Module):
         def distance(a, b):
             return jnp.mean((a - b) ** 2)
 
+        def collapse(image, parts):
+            return distance(image, self.union(parts["subtraction"], made["intersection"], train))
+
         return {
             "classifier": classify(x, labels_x) + classify(y, labels_y),
-            "union": classify(union, combine_labels(labels_x, labels_y, "union")),
-            "intersection": classify(intersection, combine_labels(labels_x, labels_y, "intersection")),
-            "subtraction": classify(subtraction, combine_labels(labels_x, labels_y, "subtraction")),
-            "symmetry": distance(union, union_r) + distance(intersection, intersection_r),
-            "mode_collapse": distance(x, self.union(subtraction, intersection, train))
-            + distance(y, self.union(subtraction_r, intersection, train)),
+            **{name: classify(made[name], combine_labels(labels_x, labels_y, name)) for name in OPERATIONS},
+            "symmetry": sum(distance(made[name], swapped[name]) for name in ("union", "intersection")),
+            "mode_collapse": collapse(x, made) + collapse(y, swapped),
         }
 
-    def combine(self, x, y, operation: str):
-        """One of "union", "intersection", "subtraction" of float [..., d] and [..., d]."""
-        return getattr(self, operation)(x, y)
+    def combine(self, x, y, operation: str, train: bool = False):
+        """One of ``OPERATIONS`` on float [..., d] and [..., d]."""
+        return getattr(self, operation)(x, y, train)
 
 
 def project(x, components):
@@ -178,18 +171,10 @@ def combine_labels(labels_x, labels_y, operation: str):
 
 
 def synthesise(trained, key, x, labels, *, epochs: int, operations: tuple[str, ...]):
-    """Passes random pairs of support images through the networks; each image is X once per epoch.
+    """Passes random pairs of support images, float [S, n], 0/1 [S, C], through the networks of ``LaSO.train``.
 
-    Args:
-      trained: of ``LaSO.train``.
-      key: fixes the pairs.
-      x: float [S, n], centred unit features of at least two images.
-      labels: 0/1 [S, C].
-      epochs: E.
-      operations: O of "union", "intersection", "subtraction".
-
-    Returns:
-      (features float [E, O S, n], labels 0/1 [E, O S, C]).
+    Each of at least two images, as centred unit features, is X once per epoch. Returns (features float [E, O S, n],
+    labels 0/1 [E, O S, C]) of E epochs and O operations.
     """
     s = len(x)
     partner = (jnp.arange(s) + jax.random.randint(key, (epochs, s), 1, s)) % s  # another image

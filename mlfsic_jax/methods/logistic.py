@@ -9,22 +9,18 @@ import numpy as np
 
 from mlfsic_jax.core.functional import binary_cross_entropy
 from mlfsic_jax.core.options import positive, require
-from mlfsic_jax.methods._training import mean_feature, pooled_features
-from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.classifier import LinearLayer
 from mlfsic_jax.methods.closed_form import centred_unit
 
 _STEP_SIZES = 0.5 ** np.arange(12, dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Logistic(Method):
+class Logistic(LinearLayer):
     """One regression per label on centred unit features."""
 
     sections: ClassVar[tuple[str, ...]] = ("logistic",)
-    stores: ClassVar[tuple[str, ...]] = ("fitted",)
-    base: ClassVar[str] = "images"
     needs_contrast: ClassVar[bool] = True
-    on_request: ClassVar[bool] = True
 
     inverse_regulariser: float = 100.0  # C, as in scikit-learn; ours, chosen on validation labels
 
@@ -32,34 +28,18 @@ class Logistic(Method):
         super().__post_init__()
         require(self, **positive(self, "inverse_regulariser"))
 
-    def train(self, key, base):
-        return {"mean": mean_feature(pooled_features(base))}
-
     def fit(self, trained, images, labels, words):
         x = centred_unit(trained, images)
         solve = jax.vmap(lambda y: newton(x @ x.T, y, inverse_regulariser=self.inverse_regulariser))
         dual, bias = solve(labels.T)
         return x.T @ dual.T, bias
 
-    def score(self, trained, state, images):
-        weights, bias = state
-        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
-
 
 def newton(kernel, labels, *, inverse_regulariser: float, iterations: int = 20):
-    """Minimises |w|^2 / 2 + C sum_i loss(w . x_i + b, y_i) in the dual, w = X'a; b is not penalised.
+    """Minimises |w|^2 / 2 + C sum_i loss(w . x_i + b, y_i) in the dual, w = X'a: K [S, S], y 0/1 [S] -> a [S], b [].
 
-    A Newton step is a weighted ridge regression: (K + (C W)^-1) a + b = f + (y - p) / W, sum a = 0, W = p (1 - p). The
-    step is halved until it does not raise the loss.
-
-    Args:
-      kernel: float [S, S], inner products K of the support.
-      labels: 0/1 [S].
-      inverse_regulariser: C, as in scikit-learn.
-      iterations: Newton steps.
-
-    Returns:
-      (a float [S], b float []).
+    b is not penalised. A Newton step is a weighted ridge regression: (K + (C W)^-1) a + b = f + (y - p) / W, sum a = 0,
+    W = p (1 - p). The step is halved until it does not raise the loss.
     """
     c, y = inverse_regulariser, labels.astype(kernel.dtype)
 

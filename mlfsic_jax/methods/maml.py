@@ -59,17 +59,16 @@ class MAML(Method):
         inner = {"steps": self.inner_steps, "learning_rate": self.learning_rate, "first_order": self.first_order}
 
         def draw(chunk):
-            drawn_key = jax.random.fold_in(episode_key, chunk)
             sizes = {"n_episodes": _CHUNK, "n_shot": self.n_shot, "n_query": self.n_query}
-            return sample_episodes(drawn_key, base.labels, **sizes)
+            return sample_episodes(jax.random.fold_in(episode_key, chunk), base.labels, **sizes)
 
-        def loss(start, data, episode):
+        def query_loss(start, data, episode):
             (x, labels), (s, q) = data, episode
             return episode_loss(start, x[s], labels[s], x[q], labels[q], **inner)
 
         options = {"steps": self.training_steps, "chunk": _CHUNK, "learning_rate": self.training_learning_rate}
         name = "first-order MAML" if self.first_order else "MAML"
-        start = adam_in_chunks(loss, start, (x, labels), draw, description=name, **options)
+        start = adam_in_chunks(query_loss, start, (x, labels), draw, description=name, **options)
         return {"mean": jnp.asarray(mean), "start": start._asdict()}
 
     def fit(self, trained, images, labels, words):
@@ -95,47 +94,28 @@ def logits(learner: Learner, x):
     return hidden @ learner.output + learner.output_bias
 
 
+def loss(learner: Learner, x, labels):
+    """Cross-entropy summed over labels and averaged over images: float [I, n], 0/1 [I, C] -> []."""
+    return binary_cross_entropy(logits(learner, x), labels).sum(axis=1).mean()
+
+
 def adapt(start: Learner, x, labels, *, steps: int, learning_rate: float, first_order: bool = False) -> Learner:
-    """Plain gradient descent on the support's cross-entropy, summed over labels and averaged over images.
+    """Gradient descent on ``loss`` of a support, float [S, n], 0/1 [S, C], from a start to a ``Learner`` of C outputs.
 
-    Args:
-      start: where to begin.
-      x: float [S, n].
-      labels: 0/1 [S, C].
-      steps: how many.
-      learning_rate: the inner one, alpha.
-      first_order: treat the inner gradients as constants when the result is differentiated (FOMAML).
-
-    Returns:
-      The adapted ``Learner``, with C outputs.
+    ``first_order`` treats the inner gradients as constants when the result is differentiated (FOMAML).
     """
     n_labels = labels.shape[1]
-    learner = start._replace(
-        output=jnp.tile(start.output, (1, n_labels)), output_bias=jnp.tile(start.output_bias, n_labels)
-    )
+    outputs = {"output": jnp.tile(start.output, (1, n_labels)), "output_bias": jnp.tile(start.output_bias, n_labels)}
 
     def step(learner, _):
-        def loss(learner):
-            return binary_cross_entropy(logits(learner, x), labels).sum(axis=1).mean()
-
-        gradient = jax.grad(loss)(learner)
+        gradient = jax.grad(loss)(learner, x, labels)
         if first_order:
             gradient = jax.lax.stop_gradient(gradient)
         return jax.tree.map(lambda p, g: p - learning_rate * g, learner, gradient), None
 
-    return jax.lax.scan(step, learner, length=steps)[0]
+    return jax.lax.scan(step, start._replace(**outputs), length=steps)[0]
 
 
 def episode_loss(start: Learner, support, support_labels, query, query_labels, **inner):
-    """The query loss after adaptation to the support: what MAML descends on.
-
-    Args:
-      start: where ``adapt`` begins.
-      support: float [S, n].
-      support_labels: 0/1 [S, C].
-      query: float [Q, n].
-      query_labels: 0/1 [Q, C].
-      **inner: options of ``adapt``.
-    """
-    adapted = adapt(start, support, support_labels, **inner)
-    return binary_cross_entropy(logits(adapted, query), query_labels).sum(axis=1).mean()
+    """The query's ``loss`` after ``adapt`` (with options ``inner``) to the support: what MAML descends on."""
+    return loss(adapt(start, support, support_labels, **inner), query, query_labels)

@@ -18,7 +18,7 @@ from optax.assignment import hungarian_algorithm
 from mlfsic_jax.core.functional import unit
 from mlfsic_jax.core.options import positive, require
 from mlfsic_jax.core.word_ridge import principal_directions
-from mlfsic_jax.methods._training import adam, adam_in_chunks, map_regions
+from mlfsic_jax.methods._training import adam, adam_in_chunks, map_regions, some_regions
 from mlfsic_jax.methods.base import FIXED, Method
 from mlfsic_jax.methods.classifier import EPOCHS
 
@@ -63,7 +63,7 @@ class PLA(Method):
     def train(self, key, base):
         init_key, rows_key, step_key = jax.random.split(key, 3)
         rows = np.sort(np.asarray(jax.random.permutation(rows_key, len(base.labels)))[: self.max_images])
-        mean, components = _directions(base, rows, self.n_components)
+        mean, components = _directions(some_regions(base, rows), self.n_components)
         # Half precision: all of it is held in memory.
         z = jnp.asarray(map_regions(base, rows, lambda regions: ((regions - mean) @ components).astype(np.float16)))
         y = jnp.asarray(base.labels[rows], jnp.float32)
@@ -122,15 +122,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, regions, labels: Labels):
-        """Emits labels greedily.
-
-        Args:
-          regions: float [L, d].
-          labels: parameters of C labels.
-
-        Returns:
-          float [T, C + 1], log probabilities of the T steps.
-        """
+        """Emits labels greedily: float [L, d], C labels -> log probabilities of the T steps, float [T, C + 1]."""
         n_labels, embedding = labels.vectors.shape[0] - 1, labels.vectors.shape[1]
         pooled = regions.mean(axis=0)
         carry = (nn.Dense(self.width, name="cell_start")(pooled), nn.Dense(self.width, name="hidden_start")(pooled))
@@ -150,18 +142,11 @@ class Decoder(nn.Module):
 
 
 def align(log_probabilities, labels):
-    """Predicted label alignment: which label is the target of which step.
+    """Predicted label alignment: [T, C + 1], 0/1 [C] -> int [T], the target of each step; bool [T], whether it counts.
 
     The m labels of the image take the first m steps, "end" the next. A label that is predicted within them keeps (the
     first of) its steps; an assignment problem spreads the others over the remaining steps with the lowest sum of
     -log p.
-
-    Args:
-      log_probabilities: float [T, C + 1].
-      labels: 0/1 [C].
-
-    Returns:
-      (int [T], the targets; bool [T], the steps that count in the loss).
     """
     n_labels = len(labels)
     cost, labels = -log_probabilities[:-1, :n_labels], labels.astype(bool)  # [R, C], R <= C
@@ -195,13 +180,7 @@ def _batch_loss(model, tuned, regions, labels):
 
 
 def new_labels(base: Labels, n_labels: int, words=None) -> Labels:
-    """A start for labels never seen: the mean of the base labels; their vectors from words where given.
-
-    Args:
-      base: parameters learned for base labels.
-      n_labels: C.
-      words: float [C, d_w], of the new labels.
-    """
+    """A start for C new labels: the mean of the base labels; their vectors from words, float [C, d_w], where given."""
 
     def mean_row(rows):
         mean = jnp.broadcast_to(rows[:-1].mean(axis=0), (n_labels, *rows.shape[1:]))
@@ -213,10 +192,8 @@ def new_labels(base: Labels, n_labels: int, words=None) -> Labels:
     return labels._replace(vectors=jnp.concatenate([_scaled(words), base.vectors[-1:]]))
 
 
-def _directions(base, rows, n_components: int):
-    """Mean local feature and scaled principal directions of up to 512 images."""
-    some = rows[np.unique(np.linspace(0, len(rows) - 1, 512).astype(int))]
-    regions = map_regions(base, some, lambda regions: regions)
+def _directions(regions, n_components: int):
+    """Mean of local features and their principal directions, scaled so that projections have entries of order one."""
     mean = regions.mean(axis=(0, 1))
     components = principal_directions(regions, mean, n_components)
     return mean, components / np.sqrt(np.mean(((regions - mean) @ components) ** 2))

@@ -6,37 +6,27 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mlfsic_jax.paper.entries import Line, Made, as_csv, entries
-from mlfsic_jax.paper.markdown import markdown
+from mlfsic_jax.paper.files import Line, Made, as_csv, entries, figure, markdown
 from mlfsic_jax.paper.runs import Runs
 from mlfsic_jax.paper.tables import TABLES
 from mlfsic_jax.run.config import validate
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.progress import track
+from mlfsic_jax.system.untrusted import reported
 
 
 def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[str] = ()) -> str:
-    """Makes a table, running what is missing.
+    """Makes a table of ``TABLES``, running what is missing in folders of ``root``, and returns it as Markdown.
 
-    Args:
-      name: of ``TABLES``.
-      config: what the table's rows change.
-      root: folder of the runs and of the table.
-      given: the flags that the config comes from, for the commands in the table.
-
-    Returns:
-      The table as Markdown; ``<root>/<name>.md``, ``.csv`` and ``.png`` hold it too.
-
-    Raises:
-      InputError: a mistake in the config, or not one row could be run.
+    Its rows change ``config``, which comes from the flags ``given``, for the commands in the table.
+    ``<root>/<name>.md``, ``.csv`` and ``.png`` hold the table too. ``InputError`` for a mistake in the config, or when
+    not one row could be run.
     """
     validate(config)
     root = Path(root)
-    try:
+    with reported(f"cannot write to the workdir {root}", "choose another with --workdir", OSError):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to the workdir {root}: {error.strerror}") from None
     made, errors = Made(name, TABLES[name](config), Runs(config, root), given, []), []
     for row in track(made.table.rows, total=len(made.table.rows), description=f"table {name}", unit="rows"):
         values, reason = {}, ""
@@ -54,8 +44,6 @@ def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[s
     in_csv = list(entries(made))
     text = markdown(made, in_csv)
     if parallel.is_first():
-        from mlfsic_jax.paper.figure import figure  # matplotlib takes a second to import
-
         (root / f"{name}.md").write_text(text)
         (root / f"{name}.csv").write_text(as_csv(in_csv))
         figure(made.table.title, in_csv).savefig(root / f"{name}.png", dpi=200, facecolor="white")

@@ -28,12 +28,7 @@ Values = dict[str, np.ndarray]  # metric -> float32 [E], one value for each nove
 
 
 class Runs:
-    """The runs of one config and its changes; a finished one is not done again.
-
-    Attributes:
-      config: what changes start from.
-      root: holds the folders of the runs.
-    """
+    """The runs of one config and its changes, in folders of ``root``; a finished one is not done again."""
 
     def __init__(self, config: ConfigDict, root: Path):
         self.config, self.root = config, root
@@ -46,11 +41,7 @@ class Runs:
         return {field: value for field, value in changes.items() if flat[field] != value}
 
     def changed(self, changes: Mapping) -> ConfigDict:
-        """The config of a run.
-
-        Raises:
-          InputError: the changes do not fit.
-        """
+        """The config of a run; ``InputError`` when the changes do not fit."""
         config = self.config.copy_and_resolve_references()
         config.update_from_flattened_dict(dict(changes))
         config.train.episodes_per_step = config.train.episodes_per_step or jax.device_count()
@@ -70,16 +61,10 @@ class Runs:
     def values(self, changes: Mapping, method: str) -> dict[int, Values]:
         """Metrics of every novel episode, from the files of the run; what is missing is run first.
 
-        Args:
-          changes: fields of the config to change.
-          method: see ``Row``.
-
-        Raises:
-          InputError: something that the run needs is missing or does not fit.
+        ``method`` as in ``Row``. ``InputError`` when something that the run needs is missing or does not fit.
         """
         done = self._finished(self.changes(changes), method if self.is_alone(method) else "")
-        missing = [k for k, values in done.items() if f"{method}.macro_ap" not in values]
-        if missing:
+        if any(f"{method}.macro_ap" not in values for values in done.values()):
             raise InputError(f"config.eval.methods = {tuple(self.config.eval.methods)} leaves out {method}: add it")
         return {k: {m: values[f"{method}.{m}"] for m in METRICS} for k, values in done.items()}
 
@@ -90,23 +75,17 @@ class Runs:
                 self._done[key] = self._evaluate(changes, alone) if alone else self._run(changes)
             except InputError as error:
                 self._done[key] = error
-        done = self._done[key]
-        if isinstance(done, InputError):
-            raise done
-        return done
+        if isinstance(self._done[key], InputError):
+            raise self._done[key]
+        return self._done[key]
 
     def _run(self, changes: dict) -> dict[int, Values]:
         config, folder = self.changed(changes), self.folder(changes)
-
-        def read():
-            return {k: read_values(episodes_file(folder, k), config) for k in config.shots}
-
-        found = read()
-        if None in found.values():
+        files = {k: episodes_file(folder, k) for k in config.shots}
+        if any(read_values(path, config) is None for path in files.values()):
             workdir = self.folder(self._of_training(changes))
             experiment.train_and_evaluate(config, workdir, None if folder == workdir else folder)
-            found = read()
-        return found
+        return {k: read_values(path, config) for k, path in files.items()}
 
     def _evaluate(self, changes: dict, name: str) -> dict[int, Values]:
         config, folder, found = self.changed(changes), self.folder(changes), {}
@@ -120,9 +99,8 @@ class Runs:
                 self._finished(changes, "")
             if folder not in self._inputs:
                 self._inputs[folder] = inputs.load(config)
-            run, variables = self._inputs[folder], None
-            if trains_model:
-                variables = experiment.restore_best(config, run, n_shot, self.folder(self._of_training(changes)))
+            run, workdir = self._inputs[folder], self.folder(self._of_training(changes))
+            variables = experiment.restore_best(config, run, n_shot, workdir) if trains_model else None
             found[n_shot] = experiment.evaluate_alone(config, run, n_shot, name, variables)
             if parallel.is_first():
                 folder.mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,9 @@ WGA = {"model.attention": "standard", "model.dynamic": False}
 # Fields that only published rows of an unusual setting have.
 _SETTING = ("split", "policy", "attention", "variant", "n_heads", "query_top")
 _BOTH = {"Base": "base", "LCM": "lcm"}
-# Methods of no paper, with their titles; others that are evaluated by default follow by themselves.
-_OURS = {
-    "zero_shot": "zero-shot",
-    "prototypes_centered": "prototypes, centred",
-    "logistic": "logistic regression",
-    "ridge": "ridge",
-    "region_word_ridge": "region word ridge",
-}
+# Methods of no paper; others that are evaluated by default follow by themselves.
+_OURS = ("zero_shot", "prototypes_centered", "logistic", "ridge", "region_word_ridge")
+_TITLES = {"zero_shot": "zero-shot", "prototypes_centered": "prototypes, centred", "logistic": "logistic regression"}
 _EMBEDDINGS = {
     "fasttext": "FastText",
     "word2vec": "word2vec",
@@ -38,38 +33,23 @@ _LOST = "Numbers of the paper's {} that its text does not repeat are not in publ
 
 
 class Row(NamedTuple):
-    """One method of a table.
+    """One method of a table."""
 
-    Attributes:
-      name: as the table shows it, once in a table.
-      method: a name of ``METHODS``, or "lcm@<theta>"; "" has no code to run.
-      runs: fields of the config to change, {"model.dynamic": False}, one mapping for each run; several runs are shown
-        by their mean and standard deviation.
-      published: see ``published_as``.
-      against: name of the row that it is compared with, episode by episode; "" for none.
-      lost: where a number was published that ``published.json`` lacks.
-    """
-
-    name: str
-    method: str
+    name: str  # as the table shows it, once in a table
+    method: str  # a name of METHODS, or "lcm@<theta>"; "" has no code to run
+    # Fields of the config to change, {"model.dynamic": False}, for each run; several are shown by their mean and sd.
     runs: tuple[Mapping, ...] = ({},)
-    published: Mapping | None = None
-    against: str = ""
-    lost: str = ""
+    published: Mapping | None = None  # of published_as
+    against: str = ""  # name of the row that it is compared with, episode by episode
+    lost: str = ""  # where a number was published that published.json lacks
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-      title: what is compared.
-      rows: in their order.
-      note: a sentence below the table, or "".
-    """
+    """A table."""
 
     title: str
     rows: tuple[Row, ...]
-    note: str = ""
+    note: str = ""  # below the table
 
 
 def published_as(method: str, words: str = "GloVe", backbone: str = "ResNet-50", dataset: str = "coco", **setting):
@@ -82,10 +62,8 @@ def published(fields: Mapping | None, n_shot: int) -> dict | None:
     if fields is None:
         return None
     wanted = dict.fromkeys(_SETTING) | dict(fields)
-    for row in published_rows():
-        if row["n_shot"] in (0, n_shot) and all(row.get(name) == value for name, value in wanted.items()):
-            return row
-    return None
+    rows = (row for row in published_rows() if row["n_shot"] in (0, n_shot))
+    return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
 def _main_table(config, *, dataset: str) -> Table:
@@ -112,9 +90,9 @@ def _main_table(config, *, dataset: str) -> Table:
     ]
     if has_photos:
         rows += _both(", mirrorBERT", _words(config, "mirrorbert"), lambda name: of(name, "mirrorBERT"))
-    shown = {row.method for row in rows} | _OURS.keys()
-    others = {name: name.replace("_", " ") for name, m in METHODS.items() if not m.on_request and name not in shown}
-    rows += [Row(title, name) for name, title in (_OURS | others).items()]
+    shown = {*(row.method for row in rows), *_OURS}
+    others = [name for name, method in METHODS.items() if not method.on_request and name not in shown]
+    rows += [Row(_TITLES.get(name, name.replace("_", " ")), name) for name in (*_OURS, *others)]
     note = "The last rows, from zero-shot on, are not in the papers."
     if dataset in ("coco", "imaterialist"):
         note += f" {_LOST.format('table 1' if dataset == 'coco' else 'table 13')}"
@@ -139,8 +117,7 @@ def _laso_protocol(config) -> Table:
 
 
 def _components(_) -> Table:
-    top = {"query_top": 12}
-    base, lcm = _both(published=published_as)
+    (base, lcm), top = _both(published=published_as), {"query_top": 12}
     rows = (
         Row("without CM loss", "base", ({"model.cm_loss": False},)),
         Row("without cross-attention", "base", ({"model.attention": "none"},)),
@@ -154,17 +131,11 @@ def _components(_) -> Table:
 
 
 def _attention(_) -> Table:
-    titles = {
-        "simple": "simple",
-        "standard": "standard",
-        "global": "global features",
-        "low_rank": "low-rank bilinear pooling",
-        "channelwise": "channel-wise",
-    }
+    titles = {"global": "global features", "low_rank": "low-rank bilinear pooling", "channelwise": "channel-wise"}
     rows = []
-    for attention, title in titles.items():
+    for attention in ("simple", "standard", *titles):
         of = functools.partial(published_as, attention=attention)
-        base, lcm = _both(f", {title}", {"model.attention": attention}, of)
+        base, lcm = _both(f", {titles.get(attention, attention)}", {"model.attention": attention}, of)
         rows += [base, lcm if attention == "channelwise" else lcm._replace(against="LCM, channel-wise")]
     return Table("Attention mechanisms (table 14)", _against("Base, channel-wise", rows))
 
@@ -192,9 +163,8 @@ def _heads(config) -> Table:
         paper = published_as("WGA", n_heads=n_heads, paper="WGA, Yan et al. 2022")
         rows.append(Row(f"Base, {n_heads} heads", "base", (width,), against="Base, 8 heads"))
         rows.append(Row(f"WGA, {n_heads} heads", "base", (WGA | width,), paper, "WGA, 8 heads"))
-    note = (
-        "d_joint is rounded down to a multiple of the heads. Numbers of the paper's figure 3 are not in published.json."
-    )
+    note = "d_joint is rounded down to a multiple of the heads. "
+    note += "Numbers of the paper's figure 3 are not in published.json."
     return Table("Attention heads (figure 3a; WGA's table 5)", _against("", rows), note)
 
 
@@ -297,23 +267,18 @@ def _own_words(config, fields: Iterable[str]) -> dict[str, str]:
     return {field: _EMBEDDINGS.get(field, field) for field in (config.labels.embedding, *fields)}
 
 
+_PHOTOS = ("voc", "coco", "nus_wide", "imaterialist")
+_OTHERS = (
+    *(_laso_protocol, _components, _attention, _selection, _heads, _theta),
+    *(_backbones, _embeddings, _zero_shot, _seeds, _wga, _reading),
+)
 TABLES: dict[str, Callable[[ConfigDict], Table]] = {
-    **{name: functools.partial(_main_table, dataset=name) for name in ("voc", "coco", "nus_wide", "imaterialist")},
+    **{name: functools.partial(_main_table, dataset=name) for name in _PHOTOS},
     "demo": functools.partial(_main_table, dataset="scenes"),
-    "laso_protocol": _laso_protocol,
-    "components": _components,
-    "attention": _attention,
-    "selection": _selection,
-    "heads": _heads,
-    "theta": _theta,
-    "backbones": _backbones,
-    "embeddings": _embeddings,
-    "zero_shot": _zero_shot,
-    "seeds": _seeds,
-    "wga": _wga,
-    "reading": _reading,
+    **{table.__name__.removeprefix("_"): table for table in _OTHERS},
 }
-DEFAULT_CONFIGS = dict.fromkeys(TABLES, "configs/coco.py") | {
-    **{name: f"configs/{name}.py" for name in ("voc", "nus_wide", "imaterialist", "demo")},
+DEFAULT_CONFIGS = {
+    **dict.fromkeys(TABLES, "configs/coco.py"),
+    **{name: f"configs/{name}.py" for name in (*_PHOTOS, "demo")},
     "laso_protocol": "configs/coco.py:laso",
 }

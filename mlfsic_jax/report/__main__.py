@@ -1,30 +1,22 @@
 """A finished run as one page: python -m mlfsic_jax.report --workdir=RUN [--out=FILE] [--episodes=2] [--seed=0]."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Sequence
-from pathlib import Path
-
-import jax
 
 from mlfsic_jax.report.page import read_results, write_report
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
 from mlfsic_jax.system.untrusted import expand
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the flags and writes the page."""
+    """Flags in, a page out."""
     parser = Parser("mlfsic_jax.report", "Shows a finished run on one page.")
     parser.add_argument("--workdir", required=True, help="the run")
     parser.add_argument("--out", help="the page; default <workdir>/report.html")
     parser.add_argument("--episodes", type=int, default=2, help="how many test episodes to show; default 2")
     parser.add_argument("--seed", type=int, default=0, help="picks the episodes; default 0")
     flags = parser.parse_args(arguments)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # backends it tried in vain
     with cli_errors("no page was written"):
-        cache_dir = read_results(expand(flags.workdir))[0]["config"]["cache_dir"]
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).absolute() / "compiled"))
+        prepare_jax(read_results(expand(flags.workdir))[0]["config"]["cache_dir"])
         path = write_report(flags.workdir, flags.out, episodes=flags.episodes, seed=flags.seed)
     print(f"report: {path}")
 

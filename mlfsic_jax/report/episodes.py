@@ -5,31 +5,54 @@ import functools
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
+from mlfsic_jax.core.model import attention_values
 from mlfsic_jax.data.dataset import ImageDataset
+from mlfsic_jax.data.features import View
+from mlfsic_jax.methods import Method
+from mlfsic_jax.methods.episodic import LCM, Episodic
 from mlfsic_jax.report import figures
-from mlfsic_jax.report.look import Look, look_at
-from mlfsic_jax.report.markup import image, rasterise, shrink
-from mlfsic_jax.run import inputs, saved
+from mlfsic_jax.run import evaluate, inputs, saved
+from mlfsic_jax.run.experiment import novel_key
 from mlfsic_jax.run.explain import THRESHOLD, strongest_matches
 from mlfsic_jax.system.errors import InputError
 
 _FIRST = 20  # episodes are picked among the first ones of the test: drawing one means drawing those before it
+_LABELS = 6  # of an episode that the page shows
+_QUERIES = 24  # the picture at the top of the page is one of them
 _RENDERED_SIZE = 256  # pixels of generated scenes in the report; the model sees them smaller
 _THUMBNAIL = 232  # pixels
 
 Photos = Callable[[int], np.ndarray]  # row of the novel split -> uint8 [H, W, 3]
 
 
+class Look(NamedTuple):
+    """One test episode: S support images, Q of its queries, C labels, maps of h x w positions."""
+
+    n_shot: int
+    number: int  # of the episode, from 0
+    grid: tuple[int, int]  # (h, w)
+    support: np.ndarray  # int [S], rows of the novel split
+    support_labels: np.ndarray  # bool [S, C]
+    shown: np.ndarray  # int, the labels that the page shows
+    query: np.ndarray  # int [Q], rows; the first ones have those labels
+    query_labels: np.ndarray  # bool [Q, C]
+    probabilities: dict[str, np.ndarray]  # method -> float [Q, C]; the method to explain comes first
+    explanation: dict[str, np.ndarray] | None  # ``Method.explain`` of that method
+    # "attention" float [S, C, h, w], ``core.model.attention_values``, unless no method attends; of LCM also its score
+    # "lcm" float [S, h, w], which theta is compared with, and "keep" bool [S, h, w]
+    maps: dict[str, np.ndarray]
+
+
 def show_episodes(workdir: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """What the template fills in for ``count`` test episodes, picked by ``seed``; shot counts take turns.
 
-    Raises:
-      InputError: the run is damaged, or its data are not those that it was trained with.
+    ``InputError`` when the run is damaged, or its data are not those that it was trained with.
     """
     predictor = saved.load(workdir)
     config = ml_collections.ConfigDict(predictor.config)
@@ -51,16 +74,13 @@ def show_episodes(workdir: Path, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def photo_loader(config: ml_collections.ConfigDict, n_images: int) -> tuple[ImageDataset, Photos]:
-    """The dataset, and the original photo of each row of the novel split; generated scenes are rendered larger.
-
-    The run's novel split has ``n_images`` rows, fewer than the dataset's where photos cannot be read.
-    """
+    """The dataset, and the original photo of each of the run's ``n_images`` novel rows; scenes are rendered larger."""
     larger = config.copy_and_resolve_references().unlock()
     larger.data.image_size = max(_RENDERED_SIZE, inputs.image_size(config))
     with contextlib.redirect_stdout(io.StringIO()):
         dataset = inputs.load_dataset(larger)
     images = dataset.splits["novel"].images
-    if len(images) > n_images:
+    if len(images) > n_images:  # the run left out photos that cannot be read
         every, images = images, []
         for i in every:
             with contextlib.suppress(InputError):
@@ -89,19 +109,19 @@ def _supports(look: Look, names: np.ndarray, photos: Photos) -> Iterator[dict[st
         have = np.flatnonzero(look.support_labels[:, c])
         for s in [s for s in have if s not in used][: min(look.n_shot, 2)] or have[:1]:
             used.add(s)
-            small, labels = shrink(photos(look.support[s]), _THUMBNAIL), names[look.support_labels[s]]
+            small, labels = figures.shrink(photos(look.support[s]), _THUMBNAIL), names[look.support_labels[s]]
             card = {"label": names[c], "labels": labels}
-            card["photo"] = image(small, f"Support photo with {', '.join(labels)}")
+            card["photo"] = figures.image(small, f"Support photo with {', '.join(labels)}")
             if "attention" in look.maps:
                 values = look.maps["attention"][:, c]
                 limits = values[have].min(), values[have].max()
                 alt = f"Attention for {names[c]} over the same photo, brightest where it looks most"
-                card["attention"] = image(figures.attention_overlay(small, values[s], limits), alt)
+                card["attention"] = figures.image(figures.attention_overlay(small, values[s], limits), alt)
             if "keep" in look.maps:
                 importance, keep = look.maps["lcm"][s], look.maps["keep"][s]
                 card["kept"] = round(100 * float(keep.mean()))
                 alt = f"LCM's importance over the same photo; {card['kept']} % of the positions are kept, others grey"
-                card["importance"] = image(figures.importance_overlay(small, importance, keep), alt)
+                card["importance"] = figures.image(figures.importance_overlay(small, importance, keep), alt)
             yield card
 
 
@@ -122,11 +142,11 @@ def _query(look: Look, q: int, names: np.ndarray, photos: Photos) -> dict[str, A
 
     def draw(size: int, inches: float) -> dict[str, Any]:
         beside = sorted({match.support for match in matches})
-        query, *supports = (shrink(photos(row), size // 2) for row in (look.query[q], *look.support[beside]))
+        query, *supports = (figures.shrink(photos(row), size // 2) for row in (look.query[q], *look.support[beside]))
         local = [match._replace(support=beside.index(match.support)) for match in matches]
         ends = [f"a region joined to one of a photo of {', '.join(row['in'])} for {row['label']}" for row in rows]
         figure = figures.match_figure(query, supports, local, look.grid, inches)
-        return image(rasterise(figure, size), "; ".join(["Query photo of the episode", *ends]))
+        return figures.image(figures.rasterise(figure, size), "; ".join(["Query photo of the episode", *ends]))
 
     right, wrong = (probability > THRESHOLD) & truth, (probability > THRESHOLD) != truth
     return {
@@ -141,3 +161,54 @@ def _query(look: Look, q: int, names: np.ndarray, photos: Photos) -> dict[str, A
         # for the picture at the top: right without a mistake, many labels, sure of them
         "quality": (int(right.sum()) - int(wrong.sum()), float(probability[right].sum())),
     }
+
+
+def look_at(
+    config: ml_collections.ConfigDict, view: View, trained: saved.Trained, grid: tuple[int, int], number: int
+) -> Look:
+    """Repeats an episode of the evaluation on ``view``, the novel split as local features on the ``grid`` (h, w)."""
+    episode_key, _ = jax.random.split(novel_key(config.seed, trained.n_shot))
+    supports, queries = evaluate.draw(episode_key, view, number + 1, trained.n_shot, config.eval.n_query)
+    support, query = supports[number], queries[number]
+    shown = np.sort(np.random.default_rng(number).permutation(view.labels.shape[1])[:_LABELS])
+    first = [query[view.labels[query, c].argmax()] for c in shown]
+    query = np.array(list(dict.fromkeys([*first, *query]))[:_QUERIES])
+    labels, words, n = view.labels[support], view.word_vectors, len(support)
+    explained, mapped = _choose(trained)
+    methods = {name: trained.methods[name] for name in (explained, mapped) if name}
+    taught = {name: saved.trained_of(trained, name) for name in methods}
+    embedded = evaluate.embed(methods, taught, view, np.concatenate([support, query]))
+    probabilities, explanations, maps = {}, {}, {}
+    for name, method in methods.items():
+        images = embedded[method.embed_key(taught[name])]
+        s, q = ({key: x[part] for key, x in images.items()} for part in np.s_[:n, n:])
+        s |= evaluate.embed_support(method, taught[name], s, np.arange(n), labels, words)
+        found = _apply(method, taught[name], words, s, labels, q)
+        scores, state, explanations[name], attention = jax.device_get(found)
+        probabilities[name] = np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1)
+        if name == mapped:
+            lcm = {"lcm": s["lcm"], "keep": state["keep"]} if isinstance(method, LCM) else {}
+            maps = {"attention": attention, **lcm}
+    maps = {key: x.reshape(*x.shape[:-1], *grid) for key, x in maps.items()}
+    episode = (support, labels, shown, query, view.labels[query])
+    return Look(trained.n_shot, number, grid, *episode, probabilities, explanations[explained], maps)
+
+
+def _choose(trained: saved.Trained) -> tuple[str, str | None]:
+    """The method to explain, the best on validation labels that can be; and one that attends, LCM if evaluated."""
+    methods = {name: trained.methods[name] for name in trained.validation}
+    explaining = [name for name, method in methods.items() if type(method).explain is not Method.explain]
+    attending = [name for name, method in methods.items() if type(method).embed is Episodic.embed]
+    explained = max(explaining or methods, key=trained.validation.get)
+    return explained, max(attending, key=lambda name: isinstance(methods[name], LCM), default=None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(method: Method, trained, words, support, labels, query):
+    """(scores, state, explanation or None, ``attention_values`` or None)."""
+    state = method.fit(trained, support, labels, words)
+    attention = None
+    if "joint" in support:
+        joint_words = method.model.apply(trained["variables"], words, method="words")
+        attention = attention_values(method.model, trained["variables"], support["joint"], joint_words)
+    return method.score(trained, state, query), state, method.explain(trained, state, query), attention

@@ -1,22 +1,28 @@
-"""The pictures of a report: overlays as RGBA arrays, charts as matplotlib figures without pyplot's global state.
+"""The pictures of a report: overlays as RGBA arrays, charts as matplotlib figures without pyplot's state, as HTML.
 
 Maps over the positions of a photo, [h, w], cover the whole photo, since photos are resized without a crop.
 """
 
-from __future__ import annotations
-
+import base64
 import collections
+import html
+import io
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import markupsafe
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from mlfsic_jax.run.explain import Match
-
-if TYPE_CHECKING:  # matplotlib takes a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1d2125", "#68707c", "#dfe3e8"
 SERIES = ("#1668c4", "#c2570c", "#0f8a63", "#8a45c9", "#a8324a")  # one per shot count
@@ -29,23 +35,22 @@ _HEAT, _GREYED = 0.62, 0.72  # weights of a map's colours and of ``REMOVED``, th
 _WIDTH = 4.2  # inches: a chart fills a phone at its own size
 _DASHED = {"linestyle": (0, (4, 2))}
 _RING = {"marker": "o", "markersize": 10, "fillstyle": "none"}
+_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
+    colour: f"--series-{i}" for i, colour in enumerate(SERIES, 1)
+}
 _LEGEND = {"frameon": False, "labelcolor": INK, "fontsize": 9.5}
 
 
 def attention_overlay(photo: np.ndarray, values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Lays a map in colours over the photo in grey, uint8 [H, W, 3] -> [H, W, 4]; bright is high.
+    """Lays a map, float [h, w], in colours over the photo in grey, uint8 [H, W, 3] -> [H, W, 4]; bright is high.
 
-    The colours of ``values``, float [h, w], run over ``limits``, by default the map's own; between positions they are
-    interpolated.
+    Colours run over ``limits``, by default the map's own; between positions they are interpolated.
     """
     return _blend(photo, colours_at(_enlarge(_scaled(values, limits), photo, Image.Resampling.BICUBIC)), _HEAT)
 
 
 def importance_overlay(photo: np.ndarray, importance: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Lays LCM's map, float [h, w], over the photo, uint8 [H, W, 3] -> [H, W, 4].
-
-    Positions have colours where ``keep``, bool [h, w], is True, and are grey where LCM removed them.
-    """
+    """Lays LCM's map, float [h, w], over the photo, uint8 [H, W, 3] -> [H, W, 4]; grey where bool ``keep`` is False."""
     cells, kept = (_enlarge(x, photo, Image.Resampling.NEAREST) for x in (_scaled(importance), keep))
     colours, grey = _blend(photo, colours_at(cells), _HEAT), _blend(photo, np.array(REMOVED), _GREYED)
     return np.where(kept[..., None] > 0.5, colours, grey)
@@ -65,18 +70,10 @@ def match_figure(
 ) -> Figure:
     """Draws a query photo on the left, support photos on the right, and curves between the regions that met.
 
-    Args:
-      query: uint8 [H, W, 3].
-      supports: up to two photos, uint8 [H, W, 3] each of its own size.
-      matches: what to join; ``support`` is an index of ``supports``, and the same number stands at both ends.
-      grid: (h, w) of the positions of a photo.
-      width: of the figure in inches; the narrower, the larger are lines and numbers beside the photos.
-
-    Raises:
-      ValueError: more than two support photos.
+    Photos are uint8 [H, W, 3], each of its own size; more than two beside the query raise ``ValueError``. A match's
+    ``support`` is an index of ``supports``, and its number stands at both ends. ``grid`` is (h, w) of a photo's
+    positions. ``width`` is in inches: the narrower, the larger are lines and numbers beside the photos.
     """
-    from matplotlib.figure import Figure
-
     if len(supports) > MAX_SUPPORTS:
         raise ValueError(f"supports must be at most {MAX_SUPPORTS} photos, not {len(supports)}")
     boxes = _layout(query, supports)
@@ -108,8 +105,6 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
     Solid is the loss of the queries, dashed that of the words; a ring marks the best checkpoint.
     """
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
     figure, (loss, ap) = _chart(4.3, {"Loss of an episode": 1, "Ma-AP on validation labels, %": 1})
     for colour, n_shot in zip(SERIES, sorted({line["n_shot"] for line in metrics}), strict=False):
         lines = [line for line in metrics if line["n_shot"] == n_shot]
@@ -178,10 +173,45 @@ def results_chart(result: Mapping[str, Any], published: Sequence[Mapping[str, An
     return figure
 
 
+def image(pixels: np.ndarray, alt: str) -> dict[str, Any]:
+    """The attributes of an ``img``: uint8 [H, W, 3 or 4] inlined as WebP."""
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    picture.save(file, "WEBP", quality=82, method=2)
+    source = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"src": source, "alt": alt, "width": picture.width, "height": picture.height}
+
+
+def shrink(photo: np.ndarray, size: int) -> np.ndarray:
+    """Scales a photo's longer side to at most ``size`` pixels; enlarges small photos to half of that."""
+    scale = size / max(photo.shape[:2])
+    scale = min(scale, max(1.0, scale / 2))
+    shape = tuple(max(1, round(side * scale)) for side in photo.shape[1::-1])
+    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.LANCZOS))
+
+
+def rasterise(figure: Figure, width: int) -> np.ndarray:
+    """Draws a figure ``width`` pixels wide: uint8 [H, W, 4]."""
+    figure.set_dpi(width / figure.get_figwidth())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def svg(figure: Figure, name: str, title: str) -> markupsafe.Markup:
+    """Inlines a figure in the page's font and colours; ``name`` makes its ids unique, screen readers read ``title``."""
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text[text.index("<svg") :])
+    text = re.sub(r'id="|(?<=["(])#', lambda found: f"{found[0]}{name}-", text)
+    for colour, variable in _COLOURS.items():
+        text = text.replace(colour, f"var({variable})")
+    return markupsafe.Markup(text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1))
+
+
 def colours_at(values) -> np.ndarray:
     """The colours of maps: float [...] in [0, 1] -> float [..., 3] in 0..255."""
-    from matplotlib import colormaps
-
     return 255 * np.asarray(colormaps["inferno"](values))[..., :3]
 
 
@@ -217,8 +247,6 @@ def _layout(query, supports) -> np.ndarray:
 
 def _mark(axes: Axes, box, region, before, colour, number, points):
     """Frames a region and numbers its corner, inside of the frames that were there ``before``."""
-    from matplotlib.patches import FancyBboxPatch
-
     (start, size), inset, radius = region, 4.5 * before / points, 9 / points
     frame = (start + inset, *(size - 2 * inset), "round,pad=0,rounding_size=0.008")
     for width, line in ((4.5, "white"), (2.6, colour)):
@@ -233,9 +261,6 @@ def _mark(axes: Axes, box, region, before, colour, number, points):
 
 def _join(axes: Axes, start, end, colour, lower, lower_there):
     """Draws a curve from the right side of a region to the left side of another, so much below their middles."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
     (x0, y0), (x1, y1) = start[0] + start[1] * (1, 0.5) + (0, lower), end[0] + end[1] * (0, 0.5) + (0, lower_there)
     bend = 0.45 * (x1 - x0)
     path = Path([(x0, y0), (x0 + bend, y0), (x1 - bend, y1), (x1, y1)], [Path.MOVETO, *[Path.CURVE4] * 3])
@@ -245,8 +270,6 @@ def _join(axes: Axes, start, end, colour, lower, lower_there):
 
 def _chart(height: float, panels: Mapping[str, float]):
     """A figure and its panels, one below the other, which share their x axis: title -> relative height."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=list(panels.values()))[:, 0]
     for one, title in zip(axes, panels, strict=True):

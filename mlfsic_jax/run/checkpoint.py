@@ -24,13 +24,12 @@ _WRITTEN_LATER = (_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # b
 class Checkpoints:
     """The two newest and the best checkpoint of one training run, written in the background.
 
-    A step is committed by a rename once it is complete: a run killed while it writes still has the step before. The
-    checksums of its files are committed with it, as ``sha256.json``: Orbax itself restores a step with a flipped bit
-    without a word.
+    A step is committed by a rename once it is complete: a run killed while it writes still has the step before. It
+    comes with the checksums of its files, ``sha256.json``: Orbax itself restores a flipped bit without a word.
     """
 
     def __init__(self, directory: str | Path, metric: str):
-        """Opens or creates ``directory``; "best" means the highest ``metric`` among those given to ``save``.
+        """Opens or creates ``directory``; the best step is that with the highest ``metric`` given to ``save``.
 
         Steps whose files are not those that were written are reported, and put aside as ``damaged_<step>``.
         """
@@ -44,21 +43,17 @@ class Checkpoints:
         def value(metrics: dict) -> float:
             return metrics.get(metric, -math.inf)
 
-        policy = preservation_policy.AnyPreservationPolicy(
-            [preservation_policy.LatestN(2), preservation_policy.BestN(get_metric_fn=value, n=1)]
+        kept = [preservation_policy.LatestN(2), preservation_policy.BestN(get_metric_fn=value, n=1)]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+            best_fn=value,
+            best_mode="max",
+            todelete_subdir=_TO_DELETE,  # by a rename: a step that is half deleted would look damaged
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            # Trained weights hardly compress, and trying takes longer than a training step.
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(use_compression=False)},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=value,
-                best_mode="max",
-                todelete_subdir=_TO_DELETE,  # by a rename: a step that is half deleted would look damaged
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
-            ),
-        )
+        # Trained weights hardly compress, and trying takes longer than a training step.
+        handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False)}
+        self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -70,14 +65,13 @@ class Checkpoints:
         return None if step is None or self._metric not in self.metrics(step) else step
 
     def metrics(self, step: int) -> dict:
-        """What ``save`` was given for ``step``."""
+        """Those given to ``save`` for ``step``."""
         return dict(self._manager.metrics(step))
 
     def save(self, step: int, state, metrics: dict) -> None:
         """Writes a pytree of arrays; returns before the disk is done. Without its metric the step is never the best.
 
-        Raises:
-          InputError: this step or the one before cannot be written; those that stand there are kept.
+        ``InputError`` when this step or the one before cannot be written; those that stand there are kept.
         """
         self.wait()
         self._saving = step
@@ -101,11 +95,7 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-          InputError: the last step cannot be written.
-        """
+        """Returns when everything is on disk; ``InputError`` when the last step cannot be written."""
         with self._clear_errors():
             self._manager.wait_until_finished()
         if parallel.is_first():
@@ -124,10 +114,8 @@ class Checkpoints:
             raise self._cannot_write(" ".join(str(error).split())[-200:]) from error
 
     def _cannot_write(self, reason: str) -> InputError:
-        return InputError(
-            f"the checkpoint of step {self._saving} cannot be written to {self.directory} ({reason}): "
-            "free space there; the same command goes on from the checkpoint before"
-        )
+        what = f"the checkpoint of step {self._saving} cannot be written to {self.directory} ({reason})"
+        return InputError(f"{what}: free space there; the same command goes on from the checkpoint before")
 
     def _note_checksums(self) -> None:
         """Called by Orbax when a step is complete, before its folder gets its name."""
@@ -137,8 +125,7 @@ class Checkpoints:
 
     def _put_damaged_aside(self) -> None:
         for step in sorted(path for path in self.directory.glob("*") if path.name.isdigit() and path.is_dir()):
-            wrong = _wrong_file(step)
-            if wrong is not None:
+            if wrong := _wrong_file(step):
                 aside = step.with_name(f"damaged_{step.name}")
                 print(f"checkpoint {step} is damaged ({wrong} is not what was written): put aside as {aside.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -153,8 +140,7 @@ def _checksums(step: Path) -> dict[str, str]:
 def _wrong_file(step: Path) -> str | None:
     """The name of a file that is missing, new or changed, or None."""
     try:
-        expected = read_json(step / _CHECKSUMS)
-        found = _checksums(step)
+        expected, found = read_json(step / _CHECKSUMS), _checksums(step)
         return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
     except (OSError, ValueError, TypeError, AttributeError):
         return _CHECKSUMS

@@ -27,32 +27,23 @@ class Predictions(NamedTuple):
 
     probabilities: np.ndarray  # float32 [Q, C]
     label_names: tuple[str, ...]  # C names
-    # for each photo the labels whose probability is above their threshold, the likeliest first
-    labels: tuple[tuple[str, ...], ...]
+    labels: tuple[tuple[str, ...], ...]  # of each photo, those above their threshold, the likeliest first
 
 
 class Classifier(NamedTuple):
     """A model fitted to a user's labels, see ``fit``."""
 
-    predictor: Predictor  # the model
-    trained: Trained  # which of its shot counts is used
-    method: str  # name of the method
+    predictor: Predictor
+    trained: Trained  # the one of its shot counts that is used
+    method: str
     label_names: tuple[str, ...]  # C names
     thresholds: np.ndarray  # float [C]: a photo has a label where its probability is above
-    state: Any  # what the method keeps of the support, see ``Method.fit``.
-    # bool [S, h, w], the regions of the support photos that LCM keeps, or None for other methods
-    kept: np.ndarray | None
+    state: Any  # what the method keeps of the support, see ``Method.fit``
+    kept: np.ndarray | None  # bool [S, h, w], the regions of the support photos that LCM keeps; None for other methods
     note: str  # why this method and this shot count, in one line
 
     def predict(self, photos: Any) -> Predictions:
-        """Says which of the labels each photo has.
-
-        Args:
-          photos: Q photos as in ``fit``, or a single one.
-
-        Raises:
-          InputError: a photo cannot be read.
-        """
+        """Says which of the labels each of Q photos has, or a single one; ``InputError`` where one cannot be read."""
         rows = []
         for row in predict_each(self, photos if is_many(photos) else [photos]):
             if isinstance(row, InputError):
@@ -62,16 +53,10 @@ class Classifier(NamedTuple):
         return Predictions(found, self.label_names, tuple(labels_above(self, row) for row in found))
 
     def explain(self, photo: Any) -> list[Match]:
-        """Which region of a photo met which region of a support photo, for its predicted labels.
+        """The regions of a photo that add most to its predicted labels' scores, with those of the support they met.
 
-        Args:
-          photo: one photo as in ``fit``.
-
-        Returns:
-          The pairs of regions that add most to the labels' scores; ``Match.support`` counts the photos of ``fit``.
-
-        Raises:
-          InputError: the photo cannot be read, or the method does not compare regions.
+        ``Match.support`` counts the photos of ``fit``. ``InputError`` when the photo cannot be read, or the method does
+        not compare regions.
         """
         method, trained = self.trained.methods[self.method], trained_of(self.trained, self.method)
         if type(method).explain is Method.explain:
@@ -96,7 +81,7 @@ def fit(
     """Teaches a model labels from a few photos. Nothing is trained: it takes a moment.
 
     Args:
-      predictor: see ``saved.load``. Of several shot counts, the one nearest to the photos per label (median) is used.
+      predictor: of its shot counts, the one nearest to the photos per label (median) is used.
       photos: S photos, each a path, a ``PIL.Image`` or an array uint8 [H, W, 3].
       labels: for each photo its label names, or one name; empty where it has none of the labels.
       method: one of ``METHODS``; None for the one that was best on validation labels.
@@ -119,9 +104,7 @@ def fit(
             f"label {everywhere[0]!r} is on every support photo, so {chosen} has nothing to tell it from: add a photo "
             "without it (it may have no label at all), or use method prototypes"
         )
-    words = None
-    if value.needs_words:
-        words = _word_vectors(predictor, names, word_width(trained), vectors)
+    words = _word_vectors(predictor, names, word_width(trained.stores), vectors) if value.needs_words else None
     images = _embed_photos(predictor, trained, chosen, photos)
     state = _fit(value, trained_of(trained, chosen), images, jnp.asarray(matrix), words)
     kept = state.get("keep") if isinstance(state, dict) else None
@@ -171,11 +154,7 @@ def _best(trained: Trained) -> str:
 
 
 def _method(predictor: Predictor, trained: Trained, name: str) -> Method:
-    """A method that the model was trained and tuned for.
-
-    Raises:
-      InputError: it was not.
-    """
+    """A method that the model was trained and tuned for; ``InputError`` if it was not."""
     if name not in METHODS:
         raise InputError(f"method {name!r} is unknown: use one of {', '.join(METHODS)}")
     method = trained.methods.get(name)
@@ -206,28 +185,35 @@ def _note(predictor: Predictor, trained: Trained, method: str | None, median: fl
 
 def _word_vectors(predictor: Predictor, names: Sequence[str], dimension: int, vectors) -> np.ndarray:
     """float32 [C, d_w]: of each label from the first file that has it."""
-    given = [Path(vectors)] if vectors else []
-    files, found = [*given, *predictor.word_files], {}
+    files = [*([Path(vectors)] if vectors else []), *predictor.word_files]
+    found: dict[str, np.ndarray] = {}
+
+    def look_up(file, names):
+        rows = load_word_vectors(file, names, [name.replace("_", " ") for name in names])
+        return dict(zip(names, rows, strict=True))
+
     for file in files:
         missing = [name for name in names if name not in found]
         if not missing:
             break
         try:
-            rows = load_word_vectors(file, missing, [name.replace("_", " ") for name in missing])
-            found |= {name: (row, file) for name, row in zip(missing, rows, strict=True)}
+            rows = look_up(file, missing)
         except InputError as error:
             hint = "name another with --vectors=FILE, rename the label, or use --method=ridge, which needs no words"
             if file == files[-1]:
                 raise InputError(f"{error}; {hint}") from error
+            rows = {}
             for name in missing:
                 with contextlib.suppress(InputError):
-                    found[name] = load_word_vectors(file, [name], [name.replace("_", " ")])[0], file
-            if file in given and not found:
+                    rows |= look_up(file, [name])
+            if vectors and file == files[0] and not rows:
                 raise
-    for row, file in found.values():
-        if len(row) != dimension:
-            raise InputError(f"{file} has vectors of {len(row)} numbers, but the model was trained with {dimension}")
-    return np.stack([found[name][0] for name in names])
+        for row in rows.values():
+            if len(row) != dimension:
+                wrong = f"vectors of {len(row)} numbers, but the model was trained with {dimension}"
+                raise InputError(f"{file} has {wrong}")
+        found |= rows
+    return np.stack([found[name] for name in names])
 
 
 def _embed_photos(predictor: Predictor, trained: Trained, method: str, photos: Sequence[Any]) -> dict[str, np.ndarray]:

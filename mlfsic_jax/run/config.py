@@ -4,11 +4,11 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import ml_collections
+from ml_collections import ConfigDict
 
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.core.lcm import LCMOptions
@@ -106,11 +106,10 @@ class Evaluation:
     methods: tuple[str, ...] = ()  # see methods.METHODS; empty: all that take no minutes
 
     def __post_init__(self):
-        known = set(METHODS).issuperset(self.methods)
+        rule, known = "must be at least 2, for an interval", METHODS.keys() >= set(self.methods)
         require(
             self,
-            episodes=(self.episodes >= 2, "must be at least 2, for an interval"),
-            sweep_episodes=(self.sweep_episodes >= 2, "must be at least 2, for an interval"),
+            **{field: (getattr(self, field) >= 2, rule) for field in ("episodes", "sweep_episodes")},
             **positive(self, "n_query"),
             methods=(known, f"some of {', '.join(METHODS)}; empty for those that take no minutes"),
         )
@@ -155,32 +154,26 @@ _ALSO = {"lcm": {"during_training": False, "training_threshold": 0.53}, "ridge":
 _FIT_ON = (("train",), ("train", "validation"))  # the latter for deployment: then nothing is left to choose on
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> ConfigDict:
     """The paper's setting where the paper says it, else our choice, made on validation labels."""
-    fields = _defaults(Run)
-    fields |= {name: _defaults(section) for name, section in _SECTIONS.items()}
-    model = [field.name for field in dataclasses.fields(BaseModel) if field.name not in _FIXED_IN_MODEL]
-    fields["model"] = {name: getattr(BaseModel(), name) for name in model}
-    for section, options in _method_sections():
-        fields[section] = options | _ALSO.get(section, {})
-    return ml_collections.ConfigDict(fields)
+    fields = _defaults(Run) | {name: _defaults(section) for name, section in _SECTIONS.items()}
+    model = _defaults(BaseModel()).items()
+    fields["model"] = {name: value for name, value in model if name not in ("backbone", "parent", "name")}
+    for method in METHODS.values():
+        if len(method.sections) == 1 and method.sections[0] not in fields:
+            fields[method.sections[0]] = _defaults(method) | _ALSO.get(method.sections[0], {})
+    return ConfigDict(fields)
 
 
-_FIXED_IN_MODEL = ("backbone", "parent", "name")
-
-
-def create_model(config: ml_collections.ConfigDict, backbone: nn.Module | None = None) -> BaseModel:
+def create_model(config: ConfigDict, backbone: nn.Module | None = None) -> BaseModel:
     """The model of ``config.model``; with a backbone it takes photos, without one local features."""
     return BaseModel(**config.model, backbone=backbone)
 
 
-def create_methods(config: ml_collections.ConfigDict, n_shot: int, names: tuple[str, ...] = ()) -> dict[str, Method]:
-    """Methods with the options of the config, in the order of ``METHODS``.
+def create_methods(config: ConfigDict, n_shot: int, names: tuple[str, ...] = ()) -> dict[str, Method]:
+    """Methods with the options of the config, in the order of ``METHODS``: ``names``, or ``config.eval.methods``.
 
-    Args:
-      config: the fields of a run.
-      n_shot: K, for methods that are trained by episodes.
-      names: some of ``METHODS``; by default ``config.eval.methods``.
+    ``n_shot`` is K, for methods that are trained by episodes.
     """
     wanted = names or tuple(config.eval.methods) or [name for name, m in METHODS.items() if not m.on_request]
     known = {"model": create_model(config), "n_shot": n_shot, "n_query": config.train.n_query}
@@ -194,35 +187,31 @@ def create_methods(config: ml_collections.ConfigDict, n_shot: int, names: tuple[
     return methods
 
 
-def lcm_options(config: ml_collections.ConfigDict) -> LCMOptions:
+def lcm_options(config: ConfigDict) -> LCMOptions:
     """How LCM runs during training."""
     return LCMOptions(**{field.name: config.lcm[field.name] for field in dataclasses.fields(LCMOptions)})
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Refuses what cannot work, naming the field.
-
-    Raises:
-      InputError: with all mistakes, one a line.
-    """
+def validate(config: ConfigDict) -> None:
+    """``InputError`` where the fields cannot work, naming all mistakes, one a line."""
     mistakes: dict[str, str] = {}
 
-    def check(prefixes: tuple[str, ...], make: Callable[[], Any]) -> None:
+    def check(sections: tuple[str, ...], make: Callable, /, *args: Any, **options: Any) -> None:
         try:
-            make()
+            make(*args, **options)
         except OptionError as error:
             for field, rule in error.mistakes.items():
-                section = next((s for s in prefixes if field in (config[s] if s else config)), prefixes[0])
-                where, value = (section, config[section][field]) if section else ("", config[field])
-                mistakes[".".join(filter(None, (where, field)))] = f"{_plain(value)!r}: {rule}"
+                section = next((name for name in sections if field in config[name]), "")
+                value = (config[section] if section else config)[field]
+                mistakes[f"{section}.{field}" if section else field] = f"{_plain(value)!r}: {rule}"
 
-    check(("",), lambda: Run(**{field.name: config[field.name] for field in dataclasses.fields(Run)}))
+    check((), Run, **{field.name: config[field.name] for field in dataclasses.fields(Run)})
     for name, section in _SECTIONS.items():
-        check((name,), lambda section=section, name=name: section(**_plain(config[name].to_dict())))
-    check(("model",), lambda: create_model(config))
+        check((name,), section, **_plain(config[name].to_dict()))
+    check(("model",), create_model, config)
     if not any(field.startswith("model.") for field in mistakes):
         for name, method in METHODS.items():
-            check(method.sections or ("",), lambda name=name: create_methods(config, 1, (name,)))
+            check(method.sections, create_methods, config, 1, (name,))
     if not config.model.cm_loss and config.train.gamma <= 0:
         rule = "must be above 0 where model.cm_loss is False: nothing would be trained"
         mistakes["train.gamma"] = f"{config.train.gamma!r}: {rule}"
@@ -232,19 +221,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError("\n".join(f"config.{field} = {what}" for field, what in mistakes.items()))
 
 
-def _method_sections() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sections of the methods: name, and fields with their defaults."""
-    seen = set()
-    for method in METHODS.values():
-        if len(method.sections) == 1 and method.sections[0] not in seen:
-            seen.add(method.sections[0])
-            yield method.sections[0], _defaults(method)
-
-
 def _defaults(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass that a config may set, with their values; of a class, their defaults."""
-    fields = [field for field in dataclasses.fields(options) if not field.metadata.get("fixed")]
-    return {field.name: getattr(options, field.name, field.default) for field in fields}
+    """The fields of a dataclass that a config may set, with their values; for a class, their defaults."""
+    fields = [field.name for field in dataclasses.fields(options) if not field.metadata.get("fixed")]
+    return {name: getattr(options, name) for name in fields}
 
 
 def _plain(value: Any) -> Any:

@@ -20,9 +20,7 @@ from mlfsic_jax.system.progress import track
 
 _EMBED_BATCH = 64  # images on each device
 _EPISODES_AT_ONCE = 4  # on each device
-_EPISODES_PER_CALL = (
-    52  # on each device; what all episodes share (a model's kernels, from the words) is made once a call
-)
+_EPISODES_PER_CALL = 52  # on each device; what all share (a model's kernels, from the words) is made once a call
 _QUERY_BATCH = 256  # LaSO's protocol asks for thousands of queries
 
 Methods = Mapping[str, Method]
@@ -33,10 +31,8 @@ class Scores(NamedTuple):
     """The scores of every method on every episode."""
 
     labels: np.ndarray  # bool [E, Q, C], ground truth of the queries
-    # name -> float [E, Q, C]; [T, E, Q, C] where the tuned leaf of ``trained`` holds T values
-    methods: dict[str, np.ndarray]
-    # name -> {name of ``Method.statistics``: float, or [T]}, means over episodes.
-    statistics: dict[str, dict[str, np.ndarray]]
+    methods: dict[str, np.ndarray]  # float [E, Q, C]; [T, E, Q, C] where the tuned leaf of ``trained`` holds T values
+    statistics: dict[str, dict[str, np.ndarray]]  # ``Method.statistics``, float or [T], means over episodes
     chance: np.ndarray  # float [E, Q, C], uniformly random
 
 
@@ -44,10 +40,8 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
     """One method on given episodes: (scores float [E, Q, C], see ``Method.score``, ground truth bool [E, Q, C]).
 
     Args:
-      method: e.g. ``methods.create("ridge")``.
-      trained: of ``method.train``.
-      features: float [I, h, w, n], local features of all images.
-      labels: bool [I, C].
+      method: e.g. ``methods.create("ridge")``; ``trained`` is what its ``train`` gave.
+      features: float [I, h, w, n], local features of all images, with their ``labels`` bool [I, C].
       words: float [C, d_w], word vectors; None for a method that needs none.
       episodes: int32 [E, S] and [E, Q] rows, see ``sample_episode``.
     """
@@ -63,10 +57,8 @@ def score_episodes(
 ) -> Scores:
     """Scores the queries of the E fixed episodes of a key by every method.
 
-    Under LaSO's protocol ``n_query`` is not used: all images that may not be support are queries.
-
-    Raises:
-      InputError: scores are not finite.
+    Under LaSO's protocol ``n_query`` is not used: all images that may not be support are queries. ``InputError`` when
+    scores are not finite.
     """
     episode_key, chance_key = jax.random.split(key)
     support, query = draw(episode_key, view, n_episodes, n_shot, n_query)
@@ -109,14 +101,11 @@ def embed_support(method: Method, trained, images, rows: np.ndarray, labels, wor
 
 
 def map_batches(fn: Callable, static, rows: np.ndarray, read: Callable, *replicated) -> Any:
-    """Maps the images ``rows`` over all devices, in batches of one size, to NumPy.
+    """Maps the images ``rows``, int [B], over all devices, in batches of one size, to NumPy.
 
-    Args:
-      fn: ``(static, *replicated, *arrays of a batch) -> pytree`` of arrays with one row for each image.
-      static: hashable.
-      rows: int [B].
-      read: ``int [b] -> tuple of arrays``; every process reads its own share of a batch.
-      *replicated: what all devices get.
+    ``fn(static, *replicated, *arrays of a batch)`` gives a pytree of arrays with one row for each image, ``static``
+    being hashable and ``replicated`` what all devices get. ``read`` turns int [b] into a tuple of arrays; every process
+    reads its own share of a batch.
     """
     size, parts = _EMBED_BATCH * jax.device_count(), []
     cut = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -134,17 +123,24 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     """(name -> scores, name -> statistics) of given episodes, see ``Scores``."""
     rows, where = np.unique(np.concatenate([*support, query.ravel()]), return_inverse=True)
     *support, flat = np.split(where, np.cumsum([len(s) for s in support]))
+    rows = np.pad(rows, (0, -len(rows) % _EMBED_BATCH), "edge")  # evaluations of about one size share their programs
     query, labels = flat.reshape(query.shape), view.labels[rows]
     # Each image is embedded once, however many episodes it is in, and stays on the devices.
     embedded = embed(methods, trained, view, rows)
     there = {key: parallel.replicate(images) for key, images in embedded.items()}
     words, labels_there = parallel.replicate((view.word_vectors, labels))
     in_support = np.unique(np.concatenate(support))
+
+    def scattered(values):
+        everywhere = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+        everywhere[in_support] = values
+        return everywhere
+
     scores, statistics = {}, {}
     for name, method in methods.items():
         key = method.embed_key(trained[name])
         extra = embed_support(method, trained[name], embedded[key], in_support, labels, view.word_vectors)
-        images = there[key] | parallel.replicate(_scatter(extra, in_support, len(rows)))
+        images = there[key] | parallel.replicate(jax.tree.map(scattered, extra))
         arrays = (parallel.replicate(trained[name]), words, images, labels_there)
         scores[name], statistics[name] = _score_method(name, method, arrays, support, query)
     return scores, statistics
@@ -152,15 +148,6 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
 
 def _rows(tree: Any, rows) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
-
-
-def _scatter(tree: Any, rows: np.ndarray, n_rows: int) -> Any:
-    def scattered(values):
-        everywhere = np.zeros((n_rows, *values.shape[1:]), values.dtype)
-        everywhere[rows] = values
-        return everywhere
-
-    return jax.tree.map(scattered, tree)
 
 
 def _score_method(name: str, method: Method, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
@@ -222,11 +209,7 @@ def _embed_support(method: Method, trained, words, images, labels):
 
 
 def require_finite(name: str, scores: np.ndarray) -> None:
-    """Metrics would silently turn NaN scores, float [E, ...], into ordinary-looking numbers.
-
-    Raises:
-      InputError: a score is NaN or infinite.
-    """
+    """``InputError`` for NaN or infinity: metrics would turn such scores, float [E, ...], into ordinary numbers."""
     wrong = np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(axis=1))
     if len(wrong):
         raise InputError(
@@ -253,20 +236,11 @@ def calibrate(methods: Methods, scores: Scores) -> dict[str, tuple[float, float]
 
 def probabilities(scores: np.ndarray, calibration: tuple[float, float] | None) -> np.ndarray:
     """Scores as probabilities: calibrated by slope and intercept where there are any."""
-    if calibration is None:
-        return scores
-    slope, intercept = calibration
-    return expit(slope * scores.astype(np.float64) + intercept)
+    return scores if calibration is None else expit(calibration[0] * scores.astype(np.float64) + calibration[1])
 
 
-def summarise(
-    methods: Methods, scores: Scores, calibration: dict[str, tuple[float, float]]
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Metrics with 95 % intervals, and the values of every episode.
-
-    Returns:
-      ("methods", "paired", "chance", "calibration_error" as ``results.json`` holds them; ``episode_values``).
-    """
+def summarise(methods: Methods, scores: Scores, calibration: Mapping) -> tuple[dict, dict[str, np.ndarray]]:
+    """("methods", "paired", "chance", "calibration_error" as in ``results.json``; ``episode_values``)."""
     every = {name: probabilities(value, calibration.get(name)) for name, value in scores.methods.items()}
     values = {name: multilabel_metrics(value, scores.labels) for name, value in every.items()}
     chance = multilabel_metrics(scores.chance, scores.labels)
@@ -293,3 +267,32 @@ def episode_values(values: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, 
 def macro_ap(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean Ma-AP over episodes: float [E, Q, C], bool [E, Q, C]."""
     return float(multilabel_metrics(scores, labels)["macro_ap"].mean())
+
+
+def results_table(results: list[dict]) -> str:
+    """``results.json`` as the table that a run ends with: percent, 95 % intervals over episodes."""
+    columns = (("Ma-AP", "macro_ap"), ("Mi-AP", "micro_ap"), ("Ma-F1", "macro_f1"), ("Mi-F1", "micro_f1"))
+
+    def row(name, values, metrics=METRICS):
+        cells = [f"{100 * values[m]['mean']:6.1f} ± {100 * values[m]['ci95']:3.1f}" for _, m in columns if m in metrics]
+        return f"  {name:<{width}}" + "  ".join(cells)
+
+    width = max(len(name) + 4 for result in results for name in (*result["methods"], *result["paired"]))
+    lines = []
+    for result in results:
+        heading = f"{result['dataset']}, {result['n_shot']}-shot: {result['episodes']} episodes of novel labels"
+        errors = result["calibration_error"]
+        lines += [
+            *("", f"{heading}, %, mean ± 95 % interval over episodes"),
+            f"  {'method':<{width}}" + "  ".join(f"{title:>12}" for title, _ in columns) + "   ECE",
+            row("chance", result["chance"], ("macro_ap", "micro_ap")),
+            *(row(name, values) + f"  {100 * errors[name]:4.1f}" for name, values in result["methods"].items()),
+            "  paired differences, method - method on the same episodes",
+            *(row(pair.replace("-", " - "), values) for pair, values in result["paired"].items()),
+            *(f"  {name}: theta {value}, chosen on validation labels" for name, value in result["tuned"].items()),
+        ]
+    calibrated = [name for name in results[0]["methods"] if name in results[0]["validation"]["calibration"]]
+    lines.append("  F1 at probability 0.5, ECE: calibration error; F1 is tuned for calibrated methods only.")
+    if calibrated:
+        lines.append(f"  Calibrated on support and validation labels: {', '.join(calibrated)}.")
+    return "\n".join(lines)

@@ -3,14 +3,14 @@
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from mlfsic_jax.core.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.core.metrics import multilabel_metrics
@@ -19,18 +19,8 @@ from mlfsic_jax.methods import METHODS, Method, trained_of
 from mlfsic_jax.run import evaluate, inputs, loop
 from mlfsic_jax.run.checkpoint import Checkpoints
 from mlfsic_jax.run.config import create_methods, lcm_options, validate
-from mlfsic_jax.run.evaluate import Scores
 from mlfsic_jax.run.saved import save_for_prediction
-from mlfsic_jax.run.step import (
-    Batch,
-    Objective,
-    TrainState,
-    create_optimizer,
-    create_train_state,
-    read_batch,
-    train_step,
-)
-from mlfsic_jax.run.table import results_table
+from mlfsic_jax.run.step import Objective, TrainState, create_optimizer, create_train_state, read_batch, train_step
 from mlfsic_jax.run.workdir import claim, episodes_file, open_workdir, provenance
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
@@ -54,23 +44,21 @@ def novel_key(seed: int, n_shot: int) -> jax.Array:
 class Episodes(loop.Stage):
     """Training by episodes for one shot count.
 
-    All randomness is a function of the seed and the step, so a run that was interrupted ends with the numbers of one
-    that was not.
+    All randomness is a function of the seed and the step: an interrupted run ends with the numbers of any other.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int):
+    def __init__(self, config: ConfigDict, run: inputs.Inputs, n_shot: int):
         self._config, self._run, self._n_shot = config, run, n_shot
         options = config.train
         self.name, self.labels = f"{n_shot}-shot", {"n_shot": n_shot}
         self.epochs, self.validate_every = options.epochs, options.validate_every
         self._per_step = options.episodes_per_step
         self.per_epoch = -(-options.episodes_per_epoch // self._per_step)  # steps
-        self._shared = self._per_step % jax.device_count() == 0
+        n_devices = jax.device_count()
+        self._shared = self._per_step % n_devices == 0
         if not self._shared:
-            print(
-                f"{n_shot}-shot: each of the {jax.device_count()} devices trains on every episode; to share them, set "
-                f"config.train.episodes_per_step to a multiple of {jax.device_count()}"
-            )
+            hint = f"to share them, set config.train.episodes_per_step to a multiple of {n_devices}"
+            print(f"{n_shot}-shot: each of the {n_devices} devices trains on every episode; {hint}")
         steps = (options.warmup_epochs * self.per_epoch, options.epochs * self.per_epoch)
         optimizer, self._schedule = create_optimizer(options.learning_rate, *steps, options.schedule)
         lcm = lcm_options(config) if config.lcm.during_training else None
@@ -86,40 +74,27 @@ class Episodes(loop.Stage):
         state = create_train_state(self._key(_INIT), objective.model, train, objective.optimizer, self._run.pretrained)
         return parallel.replicate(state)
 
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        train = self._run.splits["train"]
-        episodes = sample_episodes(
-            jax.random.fold_in(self._key(_EPISODES), epoch),
-            train.labels,
-            n_episodes=self.per_epoch * self._per_step,
-            n_shot=self._n_shot,
-            n_query=self._config.train.n_query,
-        )
+    def batches(self, epoch: int, first: int):
+        train, key = self._run.splits["train"], jax.random.fold_in(self._key(_EPISODES), epoch)
+        sizes = {"n_shot": self._n_shot, "n_query": self._config.train.n_query}
+        episodes = sample_episodes(key, train.labels, n_episodes=self.per_epoch * self._per_step, **sizes)
         mine = parallel.share(self._per_step) if self._shared else slice(None)
         of_epoch = (np.asarray(x).reshape(self.per_epoch, self._per_step, -1)[first:, mine] for x in episodes)
         return parallel.prefetch(lambda rows: read_batch(train, *rows), zip(*of_epoch, strict=True))
 
-    def step(self, state: TrainState, batch: Batch):
+    def step(self, state: TrainState, batch):
         words = self._run.splits["train"].word_vectors
         return train_step(state, self._noise_key, batch, words, self._objective, shared=self._shared)
 
     def validate(self, state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
-        scores = evaluate.score_episodes(
-            create_methods(self._config, self._n_shot, ("base",)),
-            {"base": {"variables": state.variables()}},
-            inputs.feature_views(self._run, state.variables())["validation"],
-            key=self._key(_VALIDATION),
-            n_episodes=self._config.train.validation_episodes,
-            n_shot=self._n_shot,
-            n_query=self._config.eval.n_query,
-        )
+        config, variables = self._config, state.variables()
+        base, trained = create_methods(config, self._n_shot, ("base",)), {"base": {"variables": variables}}
+        view, key = inputs.feature_views(self._run, variables)["validation"], self._key(_VALIDATION)
+        sizes = {"n_episodes": config.train.validation_episodes, "n_query": config.eval.n_query}
+        scores = evaluate.score_episodes(base, trained, view, key=key, n_shot=self._n_shot, **sizes)
         cm, query_loss = losses.mean(axis=0).tolist()
-        return {
-            "learning_rate": float(self._schedule(done)),
-            "cm_loss": cm,
-            "query_loss": query_loss,
-            "validation_macro_ap": evaluate.macro_ap(scores.methods["base"], scores.labels),
-        }
+        metrics = {"learning_rate": float(self._schedule(done)), "cm_loss": cm, "query_loss": query_loss}
+        return metrics | {"validation_macro_ap": evaluate.macro_ap(scores.methods["base"], scores.labels)}
 
     def drawn_with(self, epoch: int, number: int) -> str:
         epoch_key = jax.random.fold_in(self._key(_EPISODES), epoch)
@@ -128,27 +103,18 @@ class Episodes(loop.Stage):
         return f"sample_episode with jax.random.wrap_key_data(jax.numpy.uint32({data})) draws its episodes"
 
 
-def train(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
-    """The variables of one shot count's model, best on validation; goes on where its last checkpoint stands.
-
-    Raises:
-      InputError: see ``loop.run``.
-      KeyboardInterrupt: likewise.
-    """
+def train(config: ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
+    """The variables of one shot count's model, best on validation; resumes and raises as ``loop.run`` does."""
     stage = Episodes(config, run, n_shot)
     checkpoints = Checkpoints(workdir / f"checkpoints_{n_shot}shot", metric="validation_macro_ap")
     best, state = loop.run(stage, stage.initial_state(), checkpoints, workdir / "metrics.jsonl")
-    best_ap = best["validation_macro_ap"]
-    print(f"{n_shot}-shot: best on validation at epoch {best['epoch']}, Ma-AP {100 * best_ap:.1f} %")
+    ap = 100 * best["validation_macro_ap"]
+    print(f"{n_shot}-shot: best on validation at epoch {best['epoch']}, Ma-AP {ap:.1f} %")
     return state.variables()
 
 
-def restore_best(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
-    """The variables of a finished run: those of the checkpoint that was best on validation.
-
-    Raises:
-      InputError: nothing was trained there for this shot count.
-    """
+def restore_best(config: ConfigDict, run: inputs.Inputs, n_shot: int, workdir: Path) -> dict:
+    """The variables of a finished run, best on validation; ``InputError`` if there are none for this shot count."""
     folder = workdir / f"checkpoints_{n_shot}shot"
     if not folder.is_dir():
         raise InputError(f"{workdir} holds no model for {n_shot} shots: train one first")
@@ -166,20 +132,11 @@ def restore_best(config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: 
 
 
 def open_methods(
-    config: ml_collections.ConfigDict,
-    n_shot: int,
-    base: View,
-    variables: dict | None = None,
-    names: tuple[str, ...] = (),
+    config: ConfigDict, n_shot: int, base: View, variables: dict | None = None, names: tuple[str, ...] = ()
 ) -> tuple[dict[str, Method], dict[str, Any]]:
-    """The methods of a run, and their stores: what was trained by episodes, and what they learn from base images.
+    """The methods of ``create_methods``, and their stores: what was trained by episodes or is learned from base images.
 
-    Args:
-      config: the fields of the run.
-      n_shot: K.
-      base: the base images; its inputs are local features.
-      variables: of the model that was trained by episodes; None where no method needs it.
-      names: see ``create_methods``.
+    ``base`` has local features for inputs; ``variables`` are those of the trained model, None where none needs it.
     """
     methods = create_methods(config, n_shot, names)
     stores = {} if variables is None else {"episodes": {"variables": variables}}
@@ -192,17 +149,12 @@ def open_methods(
 
 
 def evaluate_run(
-    config: ml_collections.ConfigDict,
-    views: Mapping[str, View],
-    n_shot: int,
-    methods: Mapping[str, Method],
-    stores: Mapping[str, Any],
+    config: ConfigDict, views: Mapping[str, View], n_shot: int, methods: evaluate.Methods, stores: Mapping[str, Any]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Chooses theta on validation episodes, then evaluates all methods on the fixed novel episodes.
 
-    Returns:
-      (one entry of ``results.json``, {"method.metric": float32 [E]} of all novel episodes; "lcm@0.53" is LCM at another
-      theta than the chosen one).
+    Returns (one entry of ``results.json``, {"method.metric": float32 [E]} of all novel episodes); "lcm@0.53" there is
+    LCM at this theta, chosen or not.
     """
     trained = {name: trained_of(method, stores, method.candidates()) for name, method in methods.items()}
     score = functools.partial(evaluate.score_episodes, methods, trained, n_shot=n_shot, n_query=config.eval.n_query)
@@ -215,7 +167,8 @@ def evaluate_run(
             curves[name], of_values = _curve(name, method, sweep, novel)
             by_value |= of_values
             chosen[name] = int(np.argmax([point["validation_macro_ap"] for point in curves[name]]))
-    sweep, novel = (_with_chosen(scores, chosen) for scores in (sweep, novel))
+    for scores in (sweep, novel):  # of tuned methods, those at the chosen candidate
+        scores.methods.update((name, scores.methods[name][i]) for name, i in chosen.items())
     calibration = evaluate.calibrate(methods, sweep)
     summary, values = evaluate.summarise(methods, novel, calibration)
     on_validation = {name: evaluate.macro_ap(scores, sweep.labels) for name, scores in sweep.methods.items()}
@@ -234,29 +187,19 @@ def evaluate_run(
     return entry, values | evaluate.episode_values(by_value)
 
 
-def _curve(name: str, method: Method, sweep: Scores, novel: Scores) -> tuple[list[dict], dict]:
+def _curve(name: str, method: Method, sweep: evaluate.Scores, novel: evaluate.Scores) -> tuple[list[dict], dict]:
     """Both splits over the candidates of a tuned method, and the novel metrics by "name@value"."""
     points, by_value = [], {}
     for i, value in enumerate(method.candidates()):
         metrics = by_value[f"{name}@{value:g}"] = multilabel_metrics(novel.methods[name][i], novel.labels)
-        points.append(
-            {
-                method.tuned: value,
-                **{statistic: float(values[i]) for statistic, values in sweep.statistics[name].items()},
-                "validation_macro_ap": evaluate.macro_ap(sweep.methods[name][i], sweep.labels),
-                "novel_macro_ap": float(metrics["macro_ap"].mean()),
-            }
-        )
+        statistics = {statistic: float(values[i]) for statistic, values in sweep.statistics[name].items()}
+        statistics["validation_macro_ap"] = evaluate.macro_ap(sweep.methods[name][i], sweep.labels)
+        points.append({method.tuned: value} | statistics | {"novel_macro_ap": float(metrics["macro_ap"].mean())})
     return points, by_value
 
 
-def _with_chosen(scores: Scores, chosen: Mapping[str, int]) -> Scores:
-    """The scores of tuned methods at the candidate that was chosen."""
-    return scores._replace(methods=scores.methods | {name: scores.methods[name][i] for name, i in chosen.items()})
-
-
 def evaluate_alone(
-    config: ml_collections.ConfigDict, run: inputs.Inputs, n_shot: int, name: str, variables: dict | None = None
+    config: ConfigDict, run: inputs.Inputs, n_shot: int, name: str, variables: dict | None = None
 ) -> dict[str, np.ndarray]:
     """{"method.metric": float32 [E]} of one method, e.g. a peer, on the fixed novel episodes.
 
@@ -265,30 +208,18 @@ def evaluate_alone(
     """
     views = inputs.feature_views(run, variables)
     methods, stores = open_methods(config, n_shot, views["base"], variables, (name,))
-    scores = evaluate.score_episodes(
-        *(methods, {name: trained_of(methods[name], stores)}, views["novel"]),
-        key=novel_key(config.seed, n_shot),
-        n_episodes=config.eval.episodes,
-        n_shot=n_shot,
-        n_query=config.eval.n_query,
-    )
+    trained = {name: trained_of(methods[name], stores)}
+    sizes = {"n_episodes": config.eval.episodes, "n_shot": n_shot, "n_query": config.eval.n_query}
+    scores = evaluate.score_episodes(methods, trained, views["novel"], key=novel_key(config.seed, n_shot), **sizes)
     return evaluate.episode_values({name: multilabel_metrics(scores.methods[name], scores.labels)})
 
 
-def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | Path, results_in: str | Path | None = None
-) -> list[dict]:
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str | Path | None = None) -> list[dict]:
     """The whole run: one model for each shot count, trained, evaluated, written to ``<workdir>/results.json``.
 
-    ``episodes_<K>shot.safetensors`` beside it holds the metrics of every novel episode.
-
-    Args:
-      config: see ``run.config``.
-      workdir: where the run is kept; the same command in the same workdir goes on where it was stopped.
-      results_in: where the results go instead, for other settings of the evaluation of what the workdir holds.
-
-    Returns:
-      The content of ``results.json``.
+    ``episodes_<K>shot.safetensors`` beside it holds the metrics of every novel episode. The same command in the same
+    workdir goes on where it was stopped. With ``results_in`` the results go there, for an evaluation with other
+    settings. Returns the content of ``results.json``.
 
     Raises:
       InputError: a mistake in config or data.
@@ -319,12 +250,12 @@ def train_and_evaluate(
                     save_for_prediction(workdir, run, n_shot, {"episodes": {"variables": variables}} | stores)
                 write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
                 write_json(out / "results.json", results)
-    print(results_table(results))
+    print(evaluate.results_table(results))
     print(f"written to {out / 'results.json'} after {time.monotonic() - start:.0f} s")
     return results
 
 
-def _check_feasible(config: ml_collections.ConfigDict, run: inputs.Inputs) -> None:
+def _check_feasible(config: ConfigDict, run: inputs.Inputs) -> None:
     """Before hours of training: can every split serve the episodes that will be asked of it?"""
     key = jax.random.key(0)
     for name, split in run.splits.items():

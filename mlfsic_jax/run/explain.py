@@ -16,7 +16,7 @@ class Match(NamedTuple):
     label: str  # whose score the pair raises
     support: int  # index of the support photo
     query_cell: tuple[int, int]  # (row, column) on the query's grid
-    support_cell: tuple[int, int]  # (row, column) on the support photo's grid
+    support_cell: tuple[int, int]  # likewise on the support photo's
     contribution: float  # what the pair adds to the label's score
 
 
@@ -32,17 +32,10 @@ def strongest_matches(
 ) -> list[Match]:
     """The pairs of regions that add most to the scores of a query's predicted labels, or of its likeliest one.
 
-    Args:
-      pairs: float [S, L, L], one query of ``Method.explain``.
-      dual: float [S, C], of ``Method.explain``.
-      probability: float [C], what was predicted for the query.
-      label_names: C names.
-      width: positions in a row of the grid, which has L in all.
-      threshold: float or [C]; a label is predicted where its probability is higher.
-      max_supports: how many support photos the matches may lie in.
-
-    Returns:
-      Matches, the likeliest label first; within a label no region occurs twice, of the query or of a support photo.
+    ``pairs`` float [S, L, L] and ``dual`` float [S, C] are those of ``Method.explain`` for one query, ``probability``
+    float [C] what was predicted for it, ``threshold`` a float or [C]. A row of the grid has ``width`` of its L
+    positions. The matches lie in ``max_supports`` support photos at most, the likeliest label comes first, and within
+    a label no region occurs twice, of the query or of a support photo.
     """
     order, predicted = np.argsort(-probability, kind="stable"), probability > threshold
     explained = [c for c in order if predicted[c]][:_MAX_LABELS] or [order[0]]

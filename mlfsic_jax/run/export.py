@@ -3,30 +3,20 @@
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from mlfsic_jax import __version__
-from mlfsic_jax.data.words import EMBEDDINGS, text_lines
-from mlfsic_jax.run.card import model_card
-from mlfsic_jax.run.saved import (
-    BACKBONE,
-    CARD,
-    FORMAT,
-    MANIFEST,
-    WORDS,
-    Predictor,
-    damaged,
-    load,
-    load_arrays,
-    manifest_digest,
-    model_file,
-    word_width,
-)
+from mlfsic_jax.backbones import BACKBONES
+from mlfsic_jax.backbones.weights import weights_files
+from mlfsic_jax.data.text import text_lines
+from mlfsic_jax.data.words import EMBEDDINGS
+from mlfsic_jax.run import inputs, saved
+from mlfsic_jax.run.saved import BACKBONE, CARD, MANIFEST, WORDS, Predictor
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import sha256, write_arrays, write_json, write_tree
 from mlfsic_jax.system.untrusted import expand, read_npz
@@ -35,21 +25,14 @@ N_WORDS = 50_000
 
 
 def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words: int = N_WORDS) -> dict[str, Any]:
-    """Writes a self-contained folder from a training run.
+    """Writes a self-contained folder, in place of an earlier export; returns the content of ``model.json``.
 
-    Args:
-      workdir: of the run.
-      out: the folder; an earlier export there is replaced.
-      n_words: word vectors to carry besides those of the dataset's labels: the first, most frequent words of the file.
-
-    Returns:
-      The content of ``model.json``.
+    Besides vectors of the dataset's labels it carries the first, most frequent ``n_words`` words of the run's file.
 
     Raises:
       InputError: ``workdir`` is no finished run, or ``out`` cannot be written or holds something else.
     """
-    out = expand(out)
-    predictor = load(workdir)
+    out, predictor = expand(out), saved.load(workdir)
     if "files" in predictor.manifest:
         raise InputError(f"{workdir} is an exported folder already: copy it as it is")
     if out.exists() and not out.is_dir():
@@ -72,46 +55,41 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words
 
 def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
     """Writes all files but the manifest, which it returns."""
-    config = ml_collections.ConfigDict(predictor.config)
+    config = ConfigDict(predictor.config)
     for field in ("workdir", "cache_dir", "data_dir", "backbone_weights"):  # paths of this machine
         config[field] = ""
     config.data.source = config.data.prepared_dir = config.data.split = config.labels.vectors = ""
     for trained in predictor.trained:
-        write_tree(folder / model_file(trained.n_shot), trained.stores)
+        write_tree(folder / saved.model_file(trained.n_shot), trained.stores)
     if predictor.backbone_variables is not None:
         write_tree(folder / BACKBONE, predictor.backbone_variables)
     write_arrays(folder / WORDS, words)
     card = model_card(predictor.manifest, predictor.config, predictor.image_size, len(words))
     (folder / CARD).write_text(card, encoding="utf-8")
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "mlfsic_jax": __version__} | dict(predictor.manifest)
+    manifest = {"format": saved.FORMAT, "mlfsic_jax": __version__} | dict(predictor.manifest)
     manifest |= {"config": config.to_dict(), "card": card, "files": files}
-    return manifest | {"sha256": manifest_digest(manifest)}
+    return manifest | {"sha256": saved.manifest_digest(manifest)}
 
 
 def _words(predictor: Predictor, n_words: int) -> dict[str, np.ndarray]:
     """Vectors by name: of the dataset's labels float32, of other words float16."""
-    vectors = load_arrays(predictor.word_files[0])
-    dimension = word_width(predictor.trained[0])
+    vectors = saved.load_arrays(predictor.word_files[0])
+    dimension = saved.word_width(predictor.trained[0].stores)
     embedding = EMBEDDINGS.get(predictor.config.labels.embedding)
     if embedding is None or not embedding.source:
         return vectors
     path = predictor.word_files[1]
     if not path.is_file():
         raise InputError(f"the word vectors {path} are missing: work in the folder where the model was trained")
-    try:
-        with np.errstate(over="ignore"):
-            words = itertools.islice(_words_of(path, dimension, n_words), n_words)
-            half = {word: np.asarray(vector, np.float16) for word, vector in words}
-    except InputError:
-        raise
-    except Exception as error:  # gzip, zip, word2vec and text fail in many ways
-        raise damaged(path, error) from error
+    with saved.readable(path), np.errstate(over="ignore"):
+        words = itertools.islice(_words_of(path, dimension, n_words), n_words)
+        half = {word: np.asarray(vector, np.float16) for word, vector in words}
     return {word: vector for word, vector in half.items() if np.isfinite(vector).all()} | vectors
 
 
 def _words_of(path: Path, dimension: int, n_words: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The words of a file of word vectors in its order, see ``label_embeddings.load_word_vectors`` for the kinds."""
+    """The words of a file of word vectors in its order, of the kinds that ``words.load_word_vectors`` reads."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".bin":
         from gensim.models import KeyedVectors
@@ -119,9 +97,67 @@ def _words_of(path: Path, dimension: int, n_words: int) -> Iterator[tuple[str, n
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=True, limit=n_words, unicode_errors="replace")
         yield from ((word, vectors[word]) for word in vectors.index_to_key)
     elif kind in (".npz", ".safetensors"):
-        yield from load_arrays(path).items() if kind == ".safetensors" else read_npz(path)
+        yield from saved.load_arrays(path).items() if kind == ".safetensors" else read_npz(path)
     else:
         for _, line in text_lines(path):
             word, *numbers = line.rsplit(" ", dimension)
             if len(numbers) == dimension:  # not so in the first line of some files
                 yield word, np.array(numbers, np.float32)
+
+
+def model_card(manifest: Mapping[str, Any], config, image_size: int, n_words: int) -> str:
+    """The model in plain words, as Markdown: what it was trained on, its scores and licences."""
+    spec, embedding = BACKBONES[config.backbone], EMBEDDINGS.get(config.labels.embedding)
+    labels, dataset = manifest["labels"], config.data.name
+    scenes, trained = "", "trained with the model" if config.train_backbone else "frozen"
+    if dataset == "scenes":
+        scenes = "- These are generated scenes with made-up word vectors, for a demonstration: it knows no photos.\n"
+    words = f"Only the dataset's labels have vectors here ({config.labels.embedding})."
+    if n_words > sum(map(len, labels.values())):
+        words = f"""{n_words} labels and words have vectors here ({config.labels.embedding}), which may make up the
+names of your labels."""
+    backbone = "trained from random weights."
+    if not config.train_backbone or config.backbone_weights:
+        names = ", ".join(file.name for file in weights_files(inputs.weights_path(config)))
+        backbone = f"""{names}, sha256 {manifest["identity"]["weights"]}. Published weights of this
+  architecture: {spec.pretrained or "none"}."""
+    return f"""# {dataset}, {config.backbone}: labels for photos from a few examples
+
+Give it 1 to 5 photos of each of your own labels, and it says which of the labels another photo has:
+
+    python -m mlfsic_jax.predict --workdir=THIS_FOLDER --support=support.csv --images=PHOTOS --out=labels.csv
+
+Written by mlfsic_jax {__version__}.
+
+## What it was trained on
+
+- Dataset {dataset}, {len(labels["train"])} labels: {", ".join(labels["train"])}.
+- Chosen and calibrated on {len(labels["validation"])} others: {", ".join(labels["validation"])}.
+- Backbone {config.backbone}, photos at {image_size} x {image_size}, {trained}.
+{scenes}
+## Scores
+
+On {len(labels["novel"])} labels that it was not trained on: {", ".join(labels["novel"])}. In %,
+mean ± 95 % interval over episodes; ECE is the calibration error; F1 at probability 0.5.
+{"".join(map(_scores, manifest["models"]))}
+## Words
+
+{words}
+Labels of other words need --vectors=FILE, or --method=ridge or prototypes, which need no words.
+
+## Licences
+
+- Backbone: {backbone}
+- Word vectors: {embedding.licence if embedding else "of the dataset"}.
+- No photo is in this folder; the terms of the photos that it was trained on may still concern you.
+"""
+
+
+def _scores(entry: Mapping[str, Any]) -> str:
+    title = f"{entry['n_shot']}-shot, {entry['episodes']} episodes"
+    lines = ["", f"| {title} | Ma-AP | Ma-F1 | ECE | Ma-AP on validation |", "|---|---|---|---|---|"]
+    for name, scores in entry["methods"].items():
+        cells = [f"{100 * scores[m]['mean']:.1f} ± {100 * scores[m]['ci95']:.1f}" for m in ("macro_ap", "macro_f1")]
+        cells += [f"{100 * entry[part][name]:.1f}" for part in ("calibration_error", "validation_macro_ap")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

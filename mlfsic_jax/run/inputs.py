@@ -7,8 +7,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from mlfsic_jax import backbones, data
 from mlfsic_jax.backbones import weights as pretrained
@@ -25,24 +25,23 @@ from mlfsic_jax.system.errors import InputError
 class Inputs(NamedTuple):
     """Everything a run works on."""
 
-    model: BaseModel  # the model, with its backbone where that is trained
-    splits: dict[str, View]  # "train", "validation", "novel" -> ``View``
+    model: BaseModel  # with its backbone where that is trained
+    splits: dict[str, View]  # "train", "validation", "novel"
     base: View  # the images and labels that the closed-form model is fitted on
-    # variables of the backbone to start from, where it is trained from published weights, else None
-    pretrained: dict | None
+    pretrained: dict | None  # variables of a backbone that is trained, to start from; None: random
     identity: dict[str, str]  # what the results depend on besides the config: hashes of data, weights and word vectors
 
 
 class PhotoBackbone(nn.Module):
     """A backbone that takes photos as they are stored: uint8 [B, H, W, 3] -> float32 [B, h, w, n].
 
-    In training it augments them (rng "augment").
+    In training it may augment them (rng "augment").
     """
 
-    network: nn.Module  # the backbone
+    network: nn.Module
     mean: tuple[float, float, float]  # of normalised photos, by channel
     std: tuple[float, float, float]  # likewise
-    augment: bool = False  # whether photos are augmented in training
+    augment: bool = False  # in training
     dtype: str = "float32"  # what the network computes in; its parameters and batch statistics stay float32
 
     @nn.compact
@@ -58,19 +57,17 @@ class PhotoBackbone(nn.Module):
         return compute(self.network, cast(photos)).astype(jnp.float32)
 
 
-def load(config: ml_collections.ConfigDict) -> Inputs:
+def load(config: ConfigDict) -> Inputs:
     """Loads data and words, prints the data card, and fills the cache.
 
-    Raises:
-      InputError: something is missing or does not fit; all missing files are named in one message.
+    ``InputError`` when something is missing or does not fit; all missing files are named in one message.
     """
     dataset = load_dataset(config)
-    if config.labels.embedding == "dataset":
-        if dataset.word_vectors is None:
-            raise InputError(f"dataset {dataset.name} brings no word vectors: set config.labels.embedding=glove")
-        words = dataset.word_vectors
-    else:
+    words = dataset.word_vectors
+    if config.labels.embedding != "dataset":
         words = load_word_vectors(vectors_path(config), dataset.label_names, dataset.display_names)
+    elif words is None:
+        raise InputError(f"dataset {dataset.name} brings no word vectors: set config.labels.embedding=glove")
     backbone, weights, weights_hash = load_backbone(config, parallel.EPISODE_AXES)
     if config.train_backbone:
         cache = photo_cache(config, dataset)
@@ -110,13 +107,10 @@ def feature_views(run: Inputs, variables: dict | None = None) -> dict[str, View]
         return views
     own = backbone_variables(variables)
 
-    def features(view: View) -> View:
-        def inputs(rows):
-            return np.asarray(backbone_features(run.model.backbone, own, view.inputs(rows)))
+    def features(view: View, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(backbone_features(run.model.backbone, own, view.inputs(rows)))
 
-        return view._replace(inputs=inputs)
-
-    return {name: features(view) for name, view in views.items()}
+    return {name: view._replace(inputs=functools.partial(features, view)) for name, view in views.items()}
 
 
 def backbone_variables(variables: dict) -> dict:
@@ -131,16 +125,13 @@ def backbone_features(backbone: PhotoBackbone, variables, photos):
 
 
 def feature_cache(
-    config: ml_collections.ConfigDict, dataset: data.ImageDataset, backbone: PhotoBackbone, weights, weights_hash: str
+    config: ConfigDict, dataset: data.ImageDataset, backbone: PhotoBackbone, weights, weights_hash: str
 ) -> Cache:
     """The dataset's local features by a frozen backbone."""
     size = image_size(config)
     photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    made_from = {
-        "backbone": config.backbone,
-        "weights": weights_hash,
-        "normalisation": {"mean": list(backbone.mean), "std": list(backbone.std)},
-    }
+    normalisation = {"mean": list(backbone.mean), "std": list(backbone.std)}
+    made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
     if backbone.dtype != "float32":
         made_from["computed_in"] = backbone.dtype
     return open_or_build(
@@ -154,30 +145,24 @@ def feature_cache(
     )
 
 
-def photo_cache(config: ml_collections.ConfigDict, dataset: data.ImageDataset) -> Cache:
+def photo_cache(config: ConfigDict, dataset: data.ImageDataset) -> Cache:
     """The dataset's photos, resized."""
     size = image_size(config)
-    return open_or_build(
-        dataset,
-        cache_dir=config.cache_dir,
-        image_size=size,
-        row_shape=(size, size, 3),
-        dtype="uint8",
-        made_from={"backbone": "photos"},
-    )
+    kind = {"row_shape": (size, size, 3), "dtype": "uint8", "made_from": {"backbone": "photos"}}
+    return open_or_build(dataset, cache_dir=config.cache_dir, image_size=size, **kind)
 
 
-def image_size(config: ml_collections.ConfigDict) -> int:
+def image_size(config: ConfigDict) -> int:
     """Side of the square that photos are resized to, in pixels."""
     return config.data.image_size or backbones.BACKBONES[config.backbone].image_size
 
 
-def compute_dtype(config: ml_collections.ConfigDict) -> str:
+def compute_dtype(config: ConfigDict) -> str:
     """What the backbone computes in: bfloat16 on GPU and TPU unless the config says otherwise."""
     return config.compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-def weights_path(config: ml_collections.ConfigDict) -> str:
+def weights_path(config: ConfigDict) -> str:
     """The backbone's weights file, several separated by commas, or "" for random weights."""
     if config.backbone_weights != "published":
         return config.backbone_weights
@@ -185,17 +170,13 @@ def weights_path(config: ml_collections.ConfigDict) -> str:
     return ",".join(str(Path(config.data_dir) / Path(file.url).name) for file in files)
 
 
-def vectors_path(config: ml_collections.ConfigDict) -> str:
+def vectors_path(config: ConfigDict) -> str:
     """The file of word vectors."""
     return config.labels.vectors or str(default_path(config.labels.embedding, config.data.name, config.data_dir))
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> data.ImageDataset:
-    """Loads the dataset, prints its card, and leaves out the images that are in no split.
-
-    Raises:
-      InputError: something is missing or does not fit; all missing files of the run are named in one message.
-    """
+def load_dataset(config: ConfigDict) -> data.ImageDataset:
+    """Loads the dataset, prints its card, and leaves out the images that are in no split; errors as of ``load``."""
     data_config = config.data.copy_and_resolve_references().unlock()
     data_config.prepared_dir = config.data.prepared_dir or str(Path(config.cache_dir) / "datasets")
     data_config.image_size = image_size(config)
@@ -205,12 +186,10 @@ def load_dataset(config: ml_collections.ConfigDict) -> data.ImageDataset:
     return dataset.only_used()
 
 
-def load_backbone(
-    config: ml_collections.ConfigDict, axis_name: str | tuple[str, ...] | None = None
-) -> tuple[PhotoBackbone, dict | None, str]:
+def load_backbone(config: ConfigDict, axis_name=None) -> tuple[PhotoBackbone, dict | None, str]:
     """The backbone that takes photos, its variables (None: random) and a hash of their file.
 
-    Batch norm averages over the mapped axes ``axis_name`` in training.
+    In training batch norm averages over the mapped axes ``axis_name``, one or several.
     """
     spec = backbones.BACKBONES[config.backbone]
     network, dtype = backbones.create_backbone(config.backbone, axis_name), compute_dtype(config)
@@ -223,7 +202,7 @@ def load_backbone(
     return photo_backbone, weights, pretrained.weights_hash(path)
 
 
-def _report_missing(config: ml_collections.ConfigDict, data_config: ml_collections.ConfigDict) -> None:
+def _report_missing(config: ConfigDict, data_config: ConfigDict) -> None:
     missing = []
     if config.labels.embedding != "dataset" and not Path(vectors_path(config)).is_file():
         how = how_to_get(config.labels.embedding, config.data.name, config.data_dir)

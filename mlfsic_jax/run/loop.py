@@ -45,32 +45,23 @@ class Stage(abc.ABC):
 
 
 def run(stage: Stage, state: TrainState, checkpoints: Checkpoints, log_file: Path) -> tuple[dict, TrainState]:
-    """Runs a stage from its last checkpoint to the last epoch.
+    """Runs a stage from its last checkpoint to the last epoch: (the best step's metrics, its state).
 
     Each validation writes a line to ``log_file`` and a checkpoint. SIGTERM or SIGINT writes a checkpoint after the step
-    under way.
-
-    Returns:
-      (the metrics of the step that is best by the metric of ``checkpoints``, its state).
+    under way and raises ``KeyboardInterrupt``.
 
     Raises:
       InputError: a loss or a parameter is not finite, or a checkpoint cannot be written.
-      KeyboardInterrupt: a signal came.
     """
     return _Loop(stage, state, checkpoints, log_file).run()
 
 
 class _Loop:
-    """Where a running stage stands.
-
-    Attributes:
-      done: steps.
-      losses: of the steps since the last validation.
-    """
+    """Where a running stage stands."""
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: Checkpoints, log_file: Path):
         self._stage, self._state, self._checkpoints = stage, state, checkpoints
-        self.done, self.losses = 0, []
+        self.done, self.losses = 0, []  # steps; their losses since the last validation
         latest = checkpoints.latest()
         if latest is not None:
             self._state, self.done = checkpoints.restore(latest, state), latest
@@ -93,8 +84,7 @@ class _Loop:
                     self._validate(epoch, stopping)
         checkpoints = self._checkpoints
         checkpoints.wait()
-        best = checkpoints.best()
-        if best != self.done:
+        if (best := checkpoints.best()) != self.done:
             self._state = checkpoints.restore(best, self._state)
         metrics = checkpoints.metrics(best)
         checkpoints.close()
@@ -148,10 +138,8 @@ class _Loop:
         good = checkpoints.latest()
         kept = "no checkpoint was written yet" if good is None else f"the last good checkpoint is that of step {good}"
         checkpoints.close()
-        raise InputError(
-            f"{self._stage.name}: {what}; {kept} in {checkpoints.directory}. "
-            "Lower the learning rate or look at these photos, and start in another workdir"
-        )
+        hint = "Lower the learning rate or look at these photos, and start in another workdir"
+        raise InputError(f"{self._stage.name}: {what}; {kept} in {checkpoints.directory}. {hint}")
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from mlfsic_jax.data.transforms import decode_photo, resize
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.parallel import prefetch
-from mlfsic_jax.system.untrusted import expand
+from mlfsic_jax.system.untrusted import expand, reported
 
 _BATCH = 8  # photos that go through the backbone together: one program for any number of them
 _READERS = 4
@@ -23,8 +23,9 @@ _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 def is_many(photos: Any) -> bool:
     """Whether these are several photos, not a path, an image or an array [H, W, 3]."""
-    single = isinstance(photos, (str, os.PathLike, Image.Image)) or (isinstance(photos, np.ndarray) and photos.ndim < 4)
-    return not single
+    return (
+        photos.ndim > 3 if isinstance(photos, np.ndarray) else not isinstance(photos, (str, os.PathLike, Image.Image))
+    )
 
 
 def read_batches(photos: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, list[InputError | None]]]:
@@ -50,29 +51,23 @@ def _pixels(photo: Any, number: int) -> np.ndarray:
     if isinstance(photo, (str, os.PathLike)):
         return decode_photo(photo, str(photo))
     name = f"number {number}"
-    try:
-        image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo))
-        image = ImageOps.exif_transpose(image)
+    what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
+    # An image that Pillow has not decoded yet fails as files do.
+    with reported(f"photo {name} is {what}", "give a path, an image or an array uint8 [H, W, 3]"):
+        image = ImageOps.exif_transpose(photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo)))
         if image.mode not in (*_PNG_MODES, "F"):
             image = image.convert("RGB")
         with io.BytesIO() as file:  # transparency, 16 bits and the like are treated as in a file
             image.save(file, "png", compress_level=0)
             return decode_photo(file.getvalue(), name)
-    except InputError:
-        raise
-    except Exception as error:  # an image that Pillow has not decoded yet fails as files do
-        what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
-        raise InputError(f"photo {name} is {what}: give a path, an image or an array uint8 [H, W, 3]") from error
 
 
 def find_photos(patterns: Sequence[str]) -> list[Path]:
     """The photos that ``--images`` names: folders with all photos in them, files, and patterns such as ``a/*.jpg``.
 
-    Raises:
-      InputError: one of them is not there, or a folder holds no photo.
+    ``InputError`` when one of them is not there, or a folder holds no photo.
     """
-    endings = Image.registered_extensions()
-    found: dict[Path, None] = {}
+    endings, found = Image.registered_extensions(), {}
     for pattern in patterns:
         path = expand(pattern)
         if path.is_dir():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import ml_collections
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from mlfsic_jax.backbones.weights import save_weights
 from mlfsic_jax.core.functional import binary_cross_entropy
@@ -39,10 +39,9 @@ class Classifier(nn.Module):
 
 
 def pretrain_step(state: TrainState, key, photos, labels, *, model: Classifier, optimizer):
-    """One batch of photos uint8 [B, H, W, 3] and labels bool [B, C], mapped over the devices.
+    """One batch of photos uint8 [B, H, W, 3] and labels bool [B, C], mapped over the devices: (new state, loss).
 
-    Returns:
-      (new state, loss), the loss summed over labels and averaged over photos. ``state`` is donated.
+    The loss is summed over labels and averaged over photos. ``state`` is donated.
     """
     specs = (parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED, parallel.SHARDED)
     step = parallel.pmapped(_step, model, optimizer, specs=specs, out_specs=parallel.REPLICATED, donate=(0,))
@@ -53,13 +52,8 @@ def _step(model, optimizer, state: TrainState, key, photos, labels):
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(parallel.AXIS))
 
     def loss_fn(params):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            photos,
-            train=True,
-            rngs={"augment": key},
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = model.apply(variables, photos, train=True, rngs={"augment": key}, mutable=["batch_stats"])
         return binary_cross_entropy(logits, labels).sum(axis=1).mean(), updates.get("batch_stats", {})
 
     (loss, batch_stats), grads = parallel.mean(jax.value_and_grad(loss_fn, has_aux=True)(state.params))
@@ -71,22 +65,17 @@ def _probabilities(model: Classifier, variables, photos):
     return jax.nn.sigmoid(model.apply(variables, photos))
 
 
-def pretrain(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Trains the classifier, or goes on where its last checkpoint stands, and writes the backbone.
+def pretrain(config: ConfigDict, workdir: str | Path) -> Path:
+    """Trains the classifier, or goes on where its last checkpoint stands; returns the backbone's weights file.
 
-    The epoch is the one with the best Ma-AP on a tenth of the training images, which are not trained on.
-
-    Args:
-      config: see ``run.config``; starts from ``backbone_weights`` where given.
-      workdir: of the run; all is kept in its sub-folder ``pretrain``.
-
-    Returns:
-      The weights file, with the backbone's published key names.
+    The epoch is the one with the best Ma-AP on a tenth of the training images, which are not trained on. The weights
+    start from ``config.backbone_weights`` where given, and get the backbone's published key names. All is kept in the
+    sub-folder ``pretrain`` of the workdir.
 
     Raises:
       InputError: a mistake in config or data.
     """
-    config = ml_collections.ConfigDict(config).unlock()
+    config = ConfigDict(config).unlock()
     config.train_backbone = True
     validate(config)
     with open_workdir(Path(workdir) / "pretrain") as workdir:
@@ -98,7 +87,7 @@ class Pretraining(loop.Stage):
 
     name, labels = "backbone", {"stage": "pretrain"}
 
-    def __init__(self, config: ml_collections.ConfigDict, dataset: ImageDataset, cache: Cache, backbone: nn.Module):
+    def __init__(self, config: ConfigDict, dataset: ImageDataset, cache: Cache, backbone: nn.Module):
         self._dataset, self._cache = dataset, cache
         columns, self.images, _ = usable_splits(dataset, cache)["train"]
         self._truth = dataset.labels[np.ix_(self.images, columns)]
@@ -145,7 +134,7 @@ class Pretraining(loop.Stage):
         return "its photos: " + ", ".join(str(self._dataset.image_names[i]) for i in rows)
 
 
-def _pretrain(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+def _pretrain(config: ConfigDict, workdir: Path) -> Path:
     dataset = inputs.load_dataset(config)
     backbone, weights, weights_hash = inputs.load_backbone(config, parallel.AXIS)
     stage = Pretraining(config, dataset, inputs.photo_cache(config, dataset), backbone)
@@ -157,7 +146,7 @@ def _pretrain(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     network = {collection: tree["backbone"]["network"] for collection, tree in state.variables().items() if tree}
     if parallel.is_first():
         save_weights(path, network, backbone.network)
-    best_ap = best["held_out_macro_ap"]
-    print(f"best at epoch {best['epoch']}, Ma-AP of train labels on photos held out {100 * best_ap:.1f} %")
+    ap = 100 * best["held_out_macro_ap"]
+    print(f"best at epoch {best['epoch']}, Ma-AP of train labels on photos held out {ap:.1f} %")
     print(f"written to {path}; train on from it with --config.backbone_weights={path}")
     return path

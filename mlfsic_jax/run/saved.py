@@ -13,14 +13,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict, FrozenConfigDict
 from safetensors.numpy import load_file
 
 from mlfsic_jax import methods
@@ -31,7 +32,7 @@ from mlfsic_jax.run import config as defaults
 from mlfsic_jax.run import inputs
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import read_arrays, sha256, write_arrays, write_tree
-from mlfsic_jax.system.untrusted import expand, read_json, reason, shown
+from mlfsic_jax.system.untrusted import expand, read_json, reason, reported, shown
 
 FORMAT = 2  # of an exported folder
 MANIFEST, CARD, BACKBONE, WORDS = "model.json", "card.md", "backbone.safetensors", "words.safetensors"
@@ -53,13 +54,12 @@ class Predictor(NamedTuple):
     """A trained or exported model, see ``load``."""
 
     path: Path  # where it was loaded from
-    # the content of an exported folder's ``model.json``: "config", "identity" (hashes of data, weights, words),
-    # "labels" (split -> names), "models" (scores and choices for each shot count).
+    # as in ``model.json``: "config", "identity" (hashes of data, weights, words), "labels" (split -> names), "models"
+    # (scores and choices for each shot count)
     manifest: Mapping[str, Any]
-    config: ml_collections.FrozenConfigDict  # of the run
+    config: FrozenConfigDict  # of the run
     backbone: inputs.PhotoBackbone  # photos -> local features
-    # of ``backbone`` where it is frozen; None where each ``Trained`` has its own
-    backbone_variables: Mapping[str, Any] | None
+    backbone_variables: Mapping[str, Any] | None  # where it is frozen; None where each ``Trained`` has its own
     image_size: int  # photos are resized to this square
     grid: tuple[int, int]  # h and w of the backbone's local features
     trained: tuple[Trained, ...]  # one for each shot count, ascending
@@ -72,11 +72,9 @@ def trained_of(trained: Trained, name: str) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike[str], n_shot: int | None = None) -> Predictor:
-    """Opens a model; no dataset is needed.
+    """Opens the workdir of a training run, or a folder that ``export`` wrote; no dataset is needed.
 
-    Args:
-      path: the workdir of a training run, or a folder that ``export`` wrote.
-      n_shot: use only the model that was trained for this shot count; None leaves the choice to ``classifier.fit``.
+    With ``n_shot`` only the model that was trained for this shot count; else ``classifier.fit`` chooses.
 
     Raises:
       InputError: the folder holds no model, is incomplete or damaged, or has none for ``n_shot``.
@@ -94,11 +92,9 @@ def load(path: str | os.PathLike[str], n_shot: int | None = None) -> Predictor:
 def save_for_prediction(workdir: Path, run: inputs.Inputs, n_shot: int, stores: Mapping[str, Any]) -> None:
     """Writes what ``load`` needs besides the results: what was trained, and the labels' word vectors."""
     write_tree(workdir / model_file(n_shot), stores)
-    vectors = {
-        name: vector
-        for split in run.splits.values()
-        for name, vector in zip(split.label_names, split.word_vectors, strict=True)
-    }
+    vectors: dict[str, np.ndarray] = {}
+    for split in run.splits.values():
+        vectors |= zip(split.label_names, split.word_vectors, strict=True)
     splits = {name: list(split.label_names) for name, split in run.splits.items()}
     write_arrays(workdir / _LABEL_VECTORS, vectors, {"splits": json.dumps(splits)})
 
@@ -123,23 +119,12 @@ def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, expor
     if exported and not config.train_backbone:
         _need_shapes(path / BACKBONE, weights, initial)
     chosen = sorted(chosen, key=lambda entry: entry["n_shot"])
-    if exported:
-        word_files = (path / WORDS,)
-    elif config.labels.embedding == "dataset":
-        word_files = (path / _LABEL_VECTORS,)
-    else:
-        word_files = (path / _LABEL_VECTORS, Path(inputs.vectors_path(config)))
-    return Predictor(
-        path=path,
-        manifest=manifest,
-        config=ml_collections.FrozenConfigDict(config),
-        backbone=backbone,
-        backbone_variables=weights,
-        image_size=size,
-        grid=features.shape[1:3],
-        trained=tuple(_trained(path, config, entry, photo, features, backbone) for entry in chosen),
-        word_files=word_files,
-    )
+    word_files = (path / (WORDS if exported else _LABEL_VECTORS),)
+    if not exported and config.labels.embedding != "dataset":
+        word_files += (Path(inputs.vectors_path(config)),)
+    trained = tuple(_trained(path, config, entry, photo, features, backbone) for entry in chosen)
+    frozen, grid = FrozenConfigDict(config), features.shape[1:3]
+    return Predictor(path, manifest, frozen, backbone, weights, size, grid, trained, word_files)
 
 
 def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, backbone) -> Trained:
@@ -154,44 +139,36 @@ def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, back
     for name, method in there.items():
         if not expected.keys() >= set(method.stores):
             _need_usable(file, name, method, stores, features)
-    return Trained(
-        n_shot=entry["n_shot"],
-        methods=there,
-        stores=stores,
-        tuned=entry["tuned"],
-        calibration={name: tuple(values) for name, values in entry["calibration"].items()},
-        validation=entry["validation_macro_ap"],
-    )
+    calibration = {name: tuple(values) for name, values in entry["calibration"].items()}
+    return Trained(entry["n_shot"], there, stores, entry["tuned"], calibration, entry["validation_macro_ap"])
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
     """The content of ``model.json``, gathered from a workdir."""
     if not (path / "results.json").is_file():
         raise InputError(f"{path} holds no model: give the workdir of a finished training run, or an exported folder")
-    results, trained_with = (_read_json(path / name) for name in ("results.json", "trained_with.json"))
+    results, trained_with = (_json(path / name) for name in ("results.json", "trained_with.json"))
     old = f"{path} was trained by an older version: run its training command again, which adds what prediction needs"
     if not (path / _LABEL_VECTORS).is_file():
         raise InputError(old)
     _, metadata = read_arrays(path / _LABEL_VECTORS)
     same = ("n_shot", "tuned", "dataset", "episodes", "methods", "calibration_error")
+
+    def model(entry):
+        validation = entry["validation"]
+        chosen = {"calibration": validation["calibration"], "validation_macro_ap": validation["macro_ap"]}
+        return {name: entry[name] for name in same} | chosen
+
     try:
-        models = [
-            {name: entry[name] for name in same}
-            | {
-                "calibration": entry["validation"]["calibration"],
-                "validation_macro_ap": entry["validation"]["macro_ap"],
-            }
-            for entry in results
-        ]
-        identity, config = trained_with["inputs"], results[0]["config"]
-        return {"config": config, "identity": identity, "labels": json.loads(metadata["splits"]), "models": models}
+        found = {"config": results[0]["config"], "identity": trained_with["inputs"]}
+        return found | {"labels": json.loads(metadata["splits"]), "models": list(map(model, results))}
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(old) from error
 
 
 def _read_export(path: Path) -> dict[str, Any]:
     """The manifest of an exported folder, whose files are all as they were written."""
-    manifest = _read_json(path / MANIFEST)
+    manifest = _json(path / MANIFEST)
     again = "copy or export the folder again"
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_digest(manifest):
         raise InputError(f"{path / MANIFEST} was altered or is damaged: {again}")
@@ -205,7 +182,7 @@ def _read_export(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _backbone(path: Path, config: ml_collections.ConfigDict, manifest: Mapping[str, Any], exported: bool):
+def _backbone(path: Path, config: ConfigDict, manifest: Mapping[str, Any], exported: bool):
     """The module, and its variables where it is frozen."""
     if exported or config.train_backbone:
         bare = config.copy_and_resolve_references()
@@ -215,22 +192,16 @@ def _backbone(path: Path, config: ml_collections.ConfigDict, manifest: Mapping[s
     names = inputs.weights_path(config)
     for file in weights_files(names):
         if not file.is_file():
-            raise InputError(
-                f"{file}, the backbone weights of {path}, is missing: work in the folder where the model was trained, "
-                "or export the model there"
-            )
+            hint = "work in the folder where the model was trained, or export the model there"
+            raise InputError(f"{file}, the backbone weights of {path}, is missing: {hint}")
     backbone, weights, digest = inputs.load_backbone(config)
     if digest != manifest["identity"]["weights"]:
         raise InputError(f"{names} holds other backbone weights than those that {path} was trained with")
     return backbone, weights
 
 
-def word_width(trained: Trained) -> int:
-    """Length of the word vectors that the model was trained with."""
-    return _width(trained.stores)
-
-
-def _width(stores: Mapping[str, Any]) -> int:
+def word_width(stores: Mapping[str, Any]) -> int:
+    """Length of the word vectors that a model was trained with."""
     joint = stores["episodes"]["variables"]["params"]["joint"]
     return len(joint["a_text"]["kernel"]) if "a_text" in joint else 1  # where absent, its shape is refused soon
 
@@ -239,7 +210,7 @@ def _shapes(model: BaseModel, images: jax.ShapeDtypeStruct, features, stores: Ma
     """The shapes of the stores, for images as the model takes them and local features [1, h, w, n]."""
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     rngs = dict.fromkeys(("params", "dropout", "augment"), jax.random.key(0))
-    labels, words = float32((1, 1)), float32((1, _width(stores)))
+    labels, words = float32((1, 1)), float32((1, word_width(stores)))
     variables = jax.eval_shape(model.init, rngs, images, images, labels, labels, words)
     variables = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     shapes = {"episodes": {"variables": variables}}
@@ -259,15 +230,14 @@ def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, An
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key) != expected.get(key):
             there, wanted = (list(shapes[key]) if key in shapes else "absent" for shapes in (found, expected))
-            raise InputError(
-                f"{path} does not fit its config: {shown(key)} is {there}, expected {wanted}; copy it again"
-            )
+            what = f"{shown(key)} is {there}, expected {wanted}"
+            raise InputError(f"{path} does not fit its config: {what}; copy it again")
 
 
 def _need_usable(path: Path, name: str, method: Method, stores: Mapping[str, Any], features) -> None:
     """Traces a method whose stores have shapes of its own: what was altered is told here, not when photos are read."""
     some = jax.ShapeDtypeStruct((2, features.shape[1] * features.shape[2], features.shape[3]), jnp.float32)
-    words = jax.ShapeDtypeStruct((2, _width(stores)), jnp.float32)
+    words = jax.ShapeDtypeStruct((2, word_width(stores)), jnp.float32)
 
     def scores(trained, features, words):
         images, labels = method.embed(trained, features), jnp.eye(2, dtype=bool)
@@ -286,40 +256,33 @@ def model_file(n_shot: int) -> str:
     return f"model_{n_shot}shot.safetensors"
 
 
+def readable(path: Path) -> AbstractContextManager[None]:
+    """Reports whatever fails when a file of a model is read."""
+    return reported(f"{path} is missing, cut short or damaged", "copy it again, or run the training again")
+
+
+def _json(path: Path) -> Any:
+    with readable(path):
+        return read_json(path)
+
+
 def _read_tree(path: Path) -> dict[str, Any]:
-    arrays, _ = read_arrays(path)
-    _need_finite(path, arrays)
+    arrays = _finite(path, read_arrays(path)[0])
     return traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .safetensors file, all of them finite."""
-    try:
-        arrays = load_file(path)
-    except Exception as error:  # besides its own errors, KeyError and others for number types that NumPy lacks
-        raise damaged(path, error) from error
-    _need_finite(path, arrays)
+    with readable(path):  # besides its own errors, KeyError and others for number types that NumPy lacks
+        return _finite(path, load_file(path))
+
+
+def _finite(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with readable(path):
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
     return arrays
-
-
-def _need_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise damaged(path, ValueError(f"{name} holds NaN or infinity"))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: Path, error: Exception) -> InputError:
-    """The error for a file of a model that cannot be read."""
-    return InputError(
-        f"{path} is missing, cut short or damaged ({reason(error)}): copy it again, or run the training again"
-    )
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

@@ -41,10 +41,10 @@ class Batch(NamedTuple):
 class Objective:
     """What a step descends on: L_cm + gamma L_query (eq 20)."""
 
-    model: BaseModel  # what is trained; batch norm averages over ``parallel.EPISODE_AXES``.
-    optimizer: optax.GradientTransformation  # see ``create_optimizer``
+    model: BaseModel  # batch norm averages over ``parallel.EPISODE_AXES``
+    optimizer: optax.GradientTransformation
     gamma: float = 1.0  # weight of the query loss
-    lcm: LCMOptions | None = None  # how to select regions during training too, or None
+    lcm: LCMOptions | None = None  # given, regions are selected during training too
     threshold: float = 0.53  # theta where ``lcm`` is given
 
 
@@ -57,10 +57,9 @@ def create_optimizer(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``."""
+    after = optax.constant_schedule(learning_rate)
     if schedule == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
-    else:
-        after = optax.constant_schedule(learning_rate)
     rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
     # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
     return optax.adam(lambda count: rate(count + 1)), rate
@@ -83,18 +82,15 @@ def initial_state(variables: dict, optimizer, pretrained=None) -> TrainState:
 
 
 def train_step(state: TrainState, key, batch: Batch, word_vectors, objective: Objective, *, shared: bool = True):
-    """One update, averaged over the episodes of the step.
+    """One update, averaged over the episodes of the step: (the new ``TrainState``, (L_cm, L_query)).
 
     Args:
       state: is donated.
       key: of the run's dropout and augmentation; the number of the episode in the run is folded in.
       batch: the step's episodes; where they are shared, those of this process.
       word_vectors: float32 [C, d_w].
-      objective: what to descend on.
+      objective: defines the losses, which are averaged over all episodes.
       shared: map the episodes, a multiple of the devices, over them; else every device computes all.
-
-    Returns:
-      (the new ``TrainState``, (L_cm, L_query)), the losses averaged over all episodes.
     """
     if shared:
         batch = parallel.shard(batch)

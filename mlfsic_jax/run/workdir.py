@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from mlfsic_jax import __version__
 from mlfsic_jax.data.prepared import digest
@@ -27,11 +27,7 @@ def episodes_file(workdir: Path, n_shot: int) -> Path:
 
 @contextlib.contextmanager
 def open_workdir(workdir: str | Path) -> Iterator[Path]:
-    """Makes sure, before anything is computed, that results can be written and that no other run writes there.
-
-    Raises:
-      InputError: they cannot, or one does.
-    """
+    """``InputError``, before anything is computed, where results cannot be written or another run writes."""
     workdir = expand(workdir)
     with contextlib.ExitStack() as stack:
         try:
@@ -45,17 +41,15 @@ def open_workdir(workdir: str | Path) -> Iterator[Path]:
         yield workdir
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, settings: dict) -> None:
+def claim(workdir: Path, config: ConfigDict, settings: dict) -> None:
     """Notes in the workdir what is trained there: ``settings``, and all that concerns photos.
 
-    Raises:
-      InputError: something else was trained there; the fields that differ are named.
+    ``InputError``, naming the fields that differ, when something else was trained there.
     """
-    fields = config.to_dict()
+    fields, path = config.to_dict(), workdir / "trained_with.json"
     data_fields = {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir", "split")}
     wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
     wanted = json.loads(json.dumps(wanted))
-    path = workdir / "trained_with.json"
     if parallel.is_first() and not path.exists():
         write_json(path, wanted)
     parallel.wait_for_all()
@@ -102,14 +96,13 @@ class MetricsLog:
     def __init__(self, path: Path, run: dict, after_step: int):
         """``run`` stands at the start of every line and tells this run's lines from the others'."""
         self._path, self._run = path, run
-        self._mine: list[dict] = []
-        if not parallel.is_first():
-            return
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        kept = [line for line in lines if _is_whole(line) and not self._will_repeat(json.loads(line), after_step)]
-        with atomic(path) as part:
-            part.write_text("".join(line + "\n" for line in kept))
-        self._mine = [metrics for metrics in map(json.loads, kept) if run.items() <= metrics.items()]
+        if parallel.is_first():
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            whole = [(metrics, run.items() <= metrics.items()) for metrics in map(_whole, lines) if metrics]
+            kept = [(metrics, mine) for metrics, mine in whole if not mine or metrics["step"] <= after_step]
+            self._mine = [metrics for metrics, mine in kept if mine]
+            with atomic(path) as part:
+                part.write_text("".join(json.dumps(metrics) + "\n" for metrics, _ in kept))
 
     def write(self, metrics: dict) -> None:
         if parallel.is_first():
@@ -118,9 +111,6 @@ class MetricsLog:
             self._mine.append(metrics)
             name = "-".join(f"{key}={value}" for key, value in self._run.items())
             scalars_to_tensorboard(self._mine, self._path.parent / "tensorboard" / name, without=tuple(self._run))
-
-    def _will_repeat(self, metrics: dict, after_step: int) -> bool:
-        return self._run.items() <= metrics.items() and metrics["step"] > after_step
 
 
 def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str, ...] = ()) -> None:
@@ -135,9 +125,10 @@ def scalars_to_tensorboard(metrics: list[dict], folder: Path, without: tuple[str
                     writer.add_scalar(name, value, line["step"])
 
 
-def _is_whole(line: str) -> bool:
-    try:
+def _whole(line: str) -> dict | None:
+    """The metrics of a line, or None where the run was killed while it wrote it."""
+    with contextlib.suppress(ValueError, RecursionError):
         metrics = json.loads(line)
-        return isinstance(metrics, dict) and isinstance(metrics.get("step"), int)
-    except (ValueError, RecursionError):  # the run was killed while it wrote this line
-        return False
+        if isinstance(metrics, dict) and isinstance(metrics.get("step"), int):
+            return metrics
+    return None

@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -20,24 +22,28 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, module: str, description: str):
         """``module`` is the one that ``python -m`` runs; ``--help`` prints the description unwrapped."""
-        unwrapped = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            prog=f"python -m {module}", description=description, formatter_class=unwrapped, allow_abbrev=False
-        )
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(f"python -m {module}", description=description, **options)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(f"error: {message}")
+
+
+def prepare_jax(cache_dir: str | os.PathLike[str] | None = None) -> None:
+    """Keeps compiled programs in ``cache_dir``, and silences warnings about accelerators that are not there."""
+    import jax
+
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    if cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).absolute() / "compiled"))
 
 
 @contextlib.contextmanager
 def cli_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Ends the program with one line after a user's mistake, a disk error, SIGINT or SIGTERM.
 
-    The exit status is 1, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM.
-
-    Args:
-      interrupted: what to tell the user after an interruption.
-      signals: which of the two to handle; on several hosts JAX handles SIGTERM itself.
+    The exit status is 1, or 128 plus the signal's number: 130 after SIGINT, 143 after SIGTERM. ``interrupted`` is told
+    then. ``signals`` are those to handle; on several hosts JAX handles SIGTERM itself.
     """
     with _handled(_interrupt, signals):
         try:
@@ -56,16 +62,8 @@ def cli_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[N
 def defer_signals(note: str) -> Iterator[Callable[[], bool]]:
     """Defers SIGINT and SIGTERM to the end of the block; a second signal interrupts it at once.
 
-    Only the main thread can handle signals: in other threads nothing is deferred.
-
-    Args:
-      note: printed when a signal arrives.
-
-    Yields:
-      A function that tells whether a signal has arrived.
-
-    Raises:
-      KeyboardInterrupt: with the signal's number.
+    Prints ``note`` when a signal arrives, and yields a function that tells whether one has. The block then ends with
+    ``KeyboardInterrupt(number)``. Only the main thread can handle signals: in other threads nothing is deferred.
     """
     received: list[int] = []
 

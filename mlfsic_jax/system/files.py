@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import reason
+from mlfsic_jax.system.untrusted import reported
 
 _METADATA = "json"  # the one metadata field of a .safetensors file; several would come in no fixed order
 _AGAIN = "copy it again, or run again the command that wrote it"
@@ -22,13 +22,9 @@ _AGAIN = "copy it again, or run again the command that wrote it"
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Replaces a file by the one written in the block, or leaves it as it is when the block raises.
+    """Yields a new path beside ``path``: what the block writes there replaces the file, unless the block raises.
 
-    Yields:
-      A new path beside ``path``, to write to. The file there is removed on failure.
-
-    Raises:
-      OSError: naming ``path``, when the disk fails.
+    An ``OSError`` names ``path``.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # not path.part: that may be the user's own file
@@ -47,13 +43,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterator[None]:
     """Lets one process at a time into the block. The lock ends with its process, however that ends.
 
-    Args:
-      path: the lock file; created, with its folder, when missing.
-      waiting_for: completes the line "waiting for ..." that a second process prints.
-      refusal: given, a second process raises this message instead of waiting.
-
-    Raises:
-      InputError: ``refusal``, with the process that holds the lock.
+    The file is created, with its folder, when missing. A second process prints "waiting for ``waiting_for``", or raises
+    ``refusal``, if given, as an ``InputError`` that names the process which holds the lock.
     """
     import fcntl  # array_record has no Windows build, so neither has this package
 
@@ -107,20 +98,18 @@ def _packed(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
 
 
 def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays and the metadata that ``write_arrays`` wrote.
+    """The arrays and the metadata that ``write_arrays`` wrote.
 
-    Raises:
-      InputError: the file is missing, damaged, or was written by something else.
+    ``InputError`` when the file is missing, damaged, or was written by something else.
     """
     from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            noted = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    # Errors come from safetensors, JSON, the disk, or a dtype that NumPy lacks.
+    damaged = reported(f"{path} is missing, cut short or damaged", _AGAIN)
+    with damaged, safe_open(path, framework="numpy") as file:
+        noted = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         checksum = noted.pop("sha256", None)
-    except Exception as error:  # from safetensors, JSON, the disk, or a dtype that NumPy lacks
-        raise InputError(f"{path} is missing, cut short or damaged ({reason(error)}): {_AGAIN}") from error
     if checksum != _checksum(arrays, noted):
         raise InputError(f"{path} is damaged (its checksum differs): {_AGAIN}")
     return arrays, noted

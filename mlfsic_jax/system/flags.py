@@ -1,16 +1,13 @@
 """Flags of commands with a config: ``--config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR]``."""
 
-import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mlfsic_jax.system import parallel
-from mlfsic_jax.system.command import cli_errors
+from mlfsic_jax.system.command import cli_errors, prepare_jax
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a file in configs/, such as configs/demo.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; short for --config.workdir")
@@ -37,8 +34,7 @@ def run_config(command: Callable[[ConfigDict], object]) -> None:
     """Calls ``command`` with the parsed config; a mistake or an interruption ends the program with one line."""
     config = _CONFIG.value
     config.workdir = _WORKDIR.value or config.workdir
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # warnings about absent accelerators
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
+    prepare_jax(config.cache_dir)
     parallel.start()
     go_on = f"the same command goes on from the last checkpoint in {config.workdir}"
     with cli_errors(go_on, parallel.signals()), parallel.quiet_other_processes():

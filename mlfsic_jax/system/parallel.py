@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mlfsic_jax.system.command import SIGNALS, defer_signals
@@ -57,9 +58,7 @@ def quiet_other_processes() -> Iterator[None]:
 def wait_for_all() -> None:
     """Blocks until every process has called it."""
     if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices("wait_for_all")
+        multihost_utils.sync_global_devices("wait_for_all")
 
 
 def signals() -> tuple[int, ...]:
@@ -71,44 +70,32 @@ def signals() -> tuple[int, ...]:
 def stop_requests(note: str) -> Iterator[Callable[[int], bool]]:
     """Defers SIGTERM, and on a single host SIGINT, to the end of a step that is the same in every process.
 
-    Args:
-      note: printed when a signal arrives.
-
-    Yields:
-      ``asked(step)``, to call after every step: once it returns True, save and leave the block.
-
-    Raises:
-      KeyboardInterrupt: at the end of the block, after a signal on a single host.
+    Prints ``note`` when a signal arrives, and yields ``asked(step)``, to call after every step: once it returns True,
+    save and leave the block. After a signal on a single host the block ends with ``KeyboardInterrupt``.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+    else:
         with defer_signals(note) as received:
             yield lambda step: received()
-        return
-    from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-    yield reached_preemption_sync_point
 
 
 @functools.cache
-def mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts along one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def mesh(devices: tuple[jax.Device, ...] | None = None) -> jax.sharding.Mesh:
+    """Some devices along one axis; by default all of all hosts."""
+    n = len(devices or jax.devices())
+    return jax.make_mesh((n,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
 
 
 @functools.lru_cache(maxsize=64)
 def pmapped(
     fn: Callable, *static: Any, specs: tuple, out_specs: Any = SHARDED, donate: tuple[int, ...] = ()
 ) -> Callable:
-    """``jit(shard_map(fn))``: every device runs ``fn`` on its shard.
+    """``jit(shard_map(fn))``: every device runs ``fn(*static, *arrays)`` on its shard.
 
-    Gradients inside ``fn`` are per device (``check_vma`` is off): take their ``mean``.
-
-    Args:
-      fn: called as ``fn(*static, *arrays)``; a module-level function, so that it is compiled once.
-      *static: hashable values.
-      specs: ``SHARDED`` (along the first axis) or ``REPLICATED`` for each array.
-      out_specs: the same for the results.
-      donate: positions of arrays whose memory the results may reuse.
+    ``fn`` is a module-level function and ``static`` are hashable: it is compiled once. ``specs`` are ``SHARDED`` (along
+    the first axis) or ``REPLICATED`` for each array, ``out_specs`` for the results. Results may reuse the memory of the
+    arrays at the positions ``donate``. Gradients are per device (``check_vma`` is off): take their ``mean``.
     """
     mapped = jax.shard_map(
         functools.partial(fn, *static), mesh=mesh(), in_specs=specs, out_specs=out_specs, check_vma=False
@@ -150,32 +137,19 @@ def shard(local: Any) -> Any:
 
 def shard_here(array: np.ndarray) -> jax.Array:
     """Shards an array along its first axis over this process's own devices, for programs that it runs alone."""
-    own = jax.make_mesh(
-        (jax.local_device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()
-    )
-    return jax.device_put(array, NamedSharding(own, SHARDED))
+    return jax.device_put(array, NamedSharding(mesh(tuple(jax.local_devices())), SHARDED))
 
 
 def gather(tree: Any) -> Any:
     """Sharded arrays -> whole NumPy arrays in every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    from jax.experimental.multihost_utils import process_allgather
-
-    return process_allgather(tree, tiled=True)
+    several = jax.process_count() > 1
+    return multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
 
 
 def prefetch(
     read: Callable[[Item], Result], items: Iterable[Item], *, readers: int = 1, ahead: int = 2
 ) -> Iterator[Result]:
-    """Yields ``map(read, items)`` in order, while threads read the next items.
-
-    Args:
-      read: called for several items at once.
-      items: what to read.
-      readers: number of threads.
-      ahead: the most results held at a time.
-    """
+    """Yields ``map(read, items)`` in order, while ``readers`` threads read the next, ``ahead`` results at most."""
     with ThreadPoolExecutor(readers) as threads:
         remaining = iter(items)
         pending = collections.deque(threads.submit(read, item) for item in itertools.islice(remaining, ahead))

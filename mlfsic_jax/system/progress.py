@@ -12,16 +12,10 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 def track(iterable: Iterable[Item], *, total: int, description: str, unit: str) -> Iterator[Item]:
-    """Yields the items of ``iterable`` and reports progress on standard error.
+    """Yields the items of ``iterable``, ``total`` in all, and reports progress on standard error.
 
     On a terminal, a bar shows rate and time left. Otherwise a line is printed at the start, at the end, and at most
-    every 20 s in between.
-
-    Args:
-      iterable: the items.
-      total: how many there are.
-      description: the activity, e.g. ``"preparing VOC"``.
-      unit: the items' name in plural, e.g. ``"photos"``.
+    every 20 s in between: ``description`` is the activity ("preparing VOC"), ``unit`` the items in plural ("photos").
     """
     if total == 0:
         return iter(iterable)
@@ -37,9 +31,8 @@ def _track_with_lines(iterable: Iterable[Item], total: int, description: str, un
     start = last = time.monotonic()
     done = 0
     report(done, "")
-    for item in iterable:
+    for done, item in enumerate(iterable, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - start)

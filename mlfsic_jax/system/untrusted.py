@@ -56,12 +56,8 @@ def expand(path: str | os.PathLike[str]) -> pathlib.Path:
 def label_name(name: Any, where: str) -> str:
     """Strips a label and composes it (Unicode NFC): é is one label however a file encodes it.
 
-    Args:
-      name: the value that a file gives as a label.
-      where: file and line, for the message.
-
-    Raises:
-      InputError: it is not text, is empty, is longer than 200 characters, or contains control characters.
+    ``InputError``, naming ``where`` (file and line), when it is not text, is empty, is longer than 200 characters, or
+    contains control characters.
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: {shown(name)} is not a label name: give text")
@@ -73,17 +69,10 @@ def label_name(name: Any, where: str) -> str:
 
 
 def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = False) -> pathlib.PurePosixPath:
-    """Checks the path of a photo, which must stay inside a folder.
+    """Checks the path of a photo, which must stay inside a folder, unless it may be ``anywhere``.
 
-    Args:
-      path: the value that a file gives as a path.
-      where: file and line, for the message.
-      folder: where relative paths start.
-      anywhere: allows photos outside of the folder.
-
-    Raises:
-      InputError: it is not text, names no file, is absolute, is longer than 1,000 characters, or contains ".." or
-        control characters.
+    ``InputError``, naming ``where`` (file and line), when it is not text, names no file, is absolute, is longer than
+    1,000 characters, or contains ".." or control characters.
     """
     photo = pathlib.PurePosixPath(path if isinstance(path, str) else "")
     if not photo.name or (not anywhere and (photo.is_absolute() or ".." in photo.parts)):
@@ -98,9 +87,7 @@ def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = Fal
 def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it is not JSON in UTF-8, is nested too deeply, or repeats a key in one object.
+    ``ValueError`` when it is not JSON in UTF-8, is nested too deeply, or repeats a key in one object.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,11 +104,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def check_expansion(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
-    """Refuses a decompression bomb by the sizes its members declare; zipfile reads no more than those.
-
-    Raises:
-      InputError: the members are far larger than the file.
-    """
+    """``InputError`` for a decompression bomb, by the sizes its members declare; zipfile reads no more than those."""
     size, expanded = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if expanded > max(ALWAYS_ALLOWED, MAX_EXPANSION * size):
         raise InputError(
@@ -130,15 +113,9 @@ def check_expansion(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
 
 
 def read_npz(path: pathlib.Path, wanted: Container[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of an .npz file with their names; pickled objects are refused.
+    """Yields (name, array) of an .npz file, all or those ``wanted``; pickled objects are refused.
 
-    Args:
-      path: the file.
-      wanted: names of the arrays to read; None for all.
-
-    Raises:
-      InputError: the file is a single array or a decompression bomb.
-      Exception: of any kind, from zipfile, zlib and NumPy, for a damaged file.
+    ``InputError`` for a single array or a decompression bomb; for a damaged file any error of zipfile, zlib or NumPy.
     """
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":

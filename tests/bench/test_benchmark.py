@@ -166,7 +166,8 @@ def test_an_episode_is_the_library_put_together():
     model = BaseModel(d_joint=D, n_heads=2, d_dynamic=4, n_dynamic=4)
     variables = made_up.random_variables(model, support, support, labels, labels, word_vectors)
     apply = jax.jit(model.apply, static_argnames="method")
-    got = jax.jit(functools.partial(functions.one_episode, model))(variables, support, labels, word_vectors, queries)
+    score = jax.jit(functools.partial(model.apply, method=functions.one_episode))
+    got = score(variables, support, labels, word_vectors, queries)
     assert got.shape == (64, C) and (jnp.abs(got) <= model.scale * 1.001).all()
     joint = variables["params"]["joint"]
     words, projection = word_vectors @ joint["a_text"]["kernel"], joint["a_visual"]["kernel"]

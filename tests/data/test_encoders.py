@@ -444,7 +444,7 @@ def test_all_benchmarks_have_labels():
         (["--encoder=clip", "--labels=twice.txt"], "--labels=twice.txt names 'dog' twice"),
         (["--encoder=clip", "--labels=latin.txt"], "--labels=latin.txt cannot be read as UTF-8 text"),
         (["--encoder=clip", "--labels=alike.txt"], "--labels=alike.txt: 'hot dog' cannot be told from 'hotdog'"),
-        (["--encoder=clip", "--out=empty.txt/a.npz"], "the folder of --out=empty.txt/a.npz cannot be made: "),
+        (["--encoder=clip", "--out=empty.txt/a.npz"], "the folder of --out=empty.txt/a.npz cannot be made ("),
     ],
 )
 def test_mistakes_in_flags_are_one_line(tmp_path, monkeypatch, flags, message):

@@ -22,8 +22,11 @@ SMALL = {
     "model": BaseModel(d_joint=8, n_heads=2, d_dynamic=3, n_dynamic=4),
     "n_components": 8,
     "width": 16,
-    "training_steps": 150,
-    "training_learning_rate": 3e-3,
+    "embedding": 6,  # as long as the word vectors, so that both decoders are trained by one program
+    "training_steps": 50,
+    "training_learning_rate": 1e-2,
+    "epochs": 10,
+    "learning_rate": 0.1,
 }
 STORES = sorted({store for method in METHODS.values() for store in method.stores})
 

@@ -26,7 +26,6 @@ from mlfsic_jax.report import episodes as shown_episodes
 from mlfsic_jax.report import page as report
 from mlfsic_jax.report import write_report
 from mlfsic_jax.report.__main__ import main
-from mlfsic_jax.report.look import look_at
 from mlfsic_jax.run import evaluate, inputs, saved
 from mlfsic_jax.run.experiment import novel_key, train_and_evaluate
 from mlfsic_jax.run.workdir import MetricsLog
@@ -67,7 +66,7 @@ def opened(workdir):
 @pytest.fixture(scope="module")
 def look(opened):
     config, _, view, predictor = opened
-    return look_at(config, view, predictor.trained[1], predictor.grid, number=1)
+    return shown_episodes.look_at(config, view, predictor.trained[1], predictor.grid, number=1)
 
 
 class Elements(HTMLParser):

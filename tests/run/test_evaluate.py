@@ -16,7 +16,7 @@ from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.features import View
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate
-from mlfsic_jax.run.table import results_table
+from mlfsic_jax.run.evaluate import results_table
 from mlfsic_jax.system.errors import InputError
 
 N, C, D_W = 150, 3, 5

@@ -32,9 +32,9 @@ def test_paths_images_and_arrays_are_the_same(model, support, tmp_path):
     ("photo", "complaint"),
     [
         ("none.png", "photo none.png cannot be read from none.png: No such file"),
-        (np.zeros((4, 4, 3), np.float32), r"photo number 2 is float32 \[4, 4, 3\]: give a path"),
-        (b"bytes", "photo number 2 is bytes: give a path"),
-        (Image.fromarray(np.zeros((4, 4), np.float32)), "photo number 2 is Image: give a path"),
+        (np.zeros((4, 4, 3), np.float32), r"photo number 2 is float32 \[4, 4, 3\] \(.*\): give a path"),
+        (b"bytes", r"photo number 2 is bytes \(.*\): give a path"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), r"photo number 2 is Image \(.*\): give a path"),
     ],
 )
 def test_what_is_no_photo(model, support, photo, complaint):
