@@ -6,4 +6,4 @@ if ! .venv/bin/python -c "$find" torch transformers huggingface_hub gensim; then
   echo "PyTorch, transformers, huggingface_hub or gensim is not installed: tests that need it are skipped. To run them too:"
   echo "  .venv/bin/pip install -c constraints.txt torch transformers huggingface_hub gensim --extra-index-url https://download.pytorch.org/whl/cpu"
 fi
-exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest -q -n 2 --no-loadscope-reorder "$@"

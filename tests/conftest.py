@@ -18,6 +18,7 @@ for name, value in {
     "jax_platforms": "cpu",
     "jax_compilation_cache_dir": str(ROOT / "tests" / ".jax_cache"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_traceback_in_locations_limit": 0,  # programs are lowered faster
 }.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
@@ -29,12 +30,21 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("mlfsic")
 
-UNOPTIMISED = "--xla_backend_optimization_level=0"
-# The files that take longest. Each file is run by one of two processes: begun first, they end together.
+# Each of them makes compilation faster.
+UNOPTIMISED = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+)
+# Files that share a run are run by one process, which makes it once.
+TOGETHER = {
+    "own photos": ("run/test_classifier", "run/test_photos", "run/test_saved", "run/test_export", "tests/test_predict"),
+    "undisturbed": ("run/test_loop", "run/test_workdir", "run/test_experiment"),
+}
+# The files that take longest. Each is run by one of two processes: begun first, they end together.
 LONG = (
-    *("test_parallel", "test_whole_program", "run/test_loop", "test_notebooks", "test_torture", "test_contract"),
-    *("test_benchmark", "test_page", "run/test_classifier", "test_saved", "test_reproduce", "test_fuzz"),
-    *("run/test_export", "test_predict", "test_goldens", "test_new_method"),
+    *TOGETHER["own photos"],
+    *("system/test_parallel", "tests/test_whole_program", *TOGETHER["undisturbed"], "tests/test_notebooks"),
+    *("methods/test_contract", "run/test_evaluate", "tests/test_torture", "bench/test_benchmark", "report/test_page"),
+    *("paper/test_reproduce", "run/test_step", "tests/test_readme", "tests/test_goldens", "tests/test_new_method"),
 )
 
 
@@ -49,11 +59,22 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Puts the longest files first."""
     places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.stem}", len(LONG)))
 
-    def place(path):
-        return min(places.get(name, len(LONG)) for name in (path.stem, f"{path.parent.name}/{path.stem}"))
 
-    items.sort(key=lambda item: place(item.path))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives each process a file at a time, or all of the files that share a run."""
+    from xdist.scheduler import LoadFileScheduling
+
+    group_of = {f"{file}.py": group for group, files in TOGETHER.items() for file in files}
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = Path("tests", nodeid.partition("::")[0])
+            return group_of.get(f"{file.parent.name}/{file.name}", str(file))
+
+    return Together(config, log)
 
 
 @contextlib.contextmanager

@@ -40,8 +40,7 @@ def folder_run(root, methods=tuple(METHODS)):
     variables = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     weights.save_weights(root / "data/conv4.safetensors", variables, network)
     config = folder.get_config()
-    sizes = {"eval.episodes": 3, "eval.sweep_episodes": 2, "eval.n_query": 1, "eval.methods": methods}
-    config.update_from_flattened_dict(TINY | BRIEF | sizes)
+    config.update_from_flattened_dict(TINY | BRIEF | {"eval.methods": methods})
     config.backbone, config.backbone_weights = "conv4", str(root / "data/conv4.safetensors")
     config.data.source, config.data_dir = str(root / "photos"), str(root / "data")
     config.cache_dir = str(root / "cache")
@@ -57,7 +56,7 @@ def assert_like_evaluation(model, config, workdir):
     views = inputs.feature_views(run, variables)
     methods, stores = experiment.open_methods(config, 1, views["base"], variables)
     trained = {name: trained_of(method, stores, mine.tuned.get(name)) for name, method in methods.items()}
-    key, sizes = jax.random.key(5), {"n_shot": 2, "n_query": 2}
+    key, sizes = jax.random.key(5), {"n_shot": 1, "n_query": TINY["eval.n_query"]}  # compiled for the run
     scores = evaluate.score_episodes(methods, trained, views["novel"], key=key, n_episodes=1, **sizes)
     (s,), (q,) = evaluate.draw(jax.random.split(key)[0], run.splits["novel"], 1, **sizes)
     split = dataset.splits["novel"]

@@ -62,7 +62,9 @@ def assert_golden(name, results):
 
 
 def test_a_tiny_run_on_scenes_gives_its_golden_numbers(tmp_path):
-    assert_golden("tiny", train_and_evaluate(scenes(tmp_path, shots=(1, 5)), tmp_path / "run"))
+    """Of a model that hardly moves from where it starts: Adam magnifies what another compilation rounds otherwise."""
+    config = scenes(tmp_path, shots=(1, 5), **{"train.learning_rate": 1e-12})
+    assert_golden("tiny", train_and_evaluate(config, tmp_path / "run"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The real program, killed at random moments and gone on with, ends with the bytes of one that was left in peace.
 
-CI runs short versions of these tests; ``bash launch/torture.sh`` runs the long ones, by the environment variables
+CI runs a short version of the kills; ``bash launch/torture.sh`` runs all, at length, by the environment variables
 MLFSIC_KILLS (how many in a row) and MLFSIC_SOAK (training episodes).
 """
 
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 3), ("MLFSIC_SOAK", 200)))
+KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 3), ("MLFSIC_SOAK", 4000)))
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
     *(sys.executable, "-m", "mlfsic_jax.main", f"--config={REPOSITORY / 'configs/demo.py'}:small"),
     *("--workdir=run", "--config.cache_dir=cache"),
 ]
 FIELDS = ["train.epochs=5", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"]
+FIELDS += ["eval.methods=('base','lcm')"]
 WRITTEN = ("results.json", "metrics.jsonl", "episodes_1shot.safetensors", "model_1shot.safetensors")
 # What a kill waits for (None: nothing), and how many seconds it then waits at most.
 MOMENTS = {
@@ -111,6 +112,7 @@ def resident(program):
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path, capsys):
     folder = prepared(tmp_path / "soak", undisturbed / "cache" / "compiled")

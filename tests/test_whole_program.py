@@ -21,7 +21,7 @@ from mlfsic_jax.backbones import weights as pretrained
 from mlfsic_jax.data import prepare
 from mlfsic_jax.data import words as label_embeddings
 from mlfsic_jax.data.splits import label_split
-from mlfsic_jax.run import pretrain
+from mlfsic_jax.run import inputs, pretrain
 from mlfsic_jax.run.experiment import train_and_evaluate
 from mlfsic_jax.system.errors import InputError
 from tests import made_up, tiny
@@ -203,7 +203,7 @@ def test_a_photo_that_is_cut_short_is_left_out(prepare_run, tmp_path, capsys):
     config.data.split = ""  # the published one, in which every image has a place
     cut = tmp_path / "source/VOC2007/JPEGImages/000003.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
-    train_and_evaluate(config, tmp_path / "run")
+    inputs.load(config)
     out = capsys.readouterr().out
     assert "160 images, 20 labels" in out and "tv monitor" in out
     assert "skipped photo 2007/000003" in out and "1 of 160 photos could not be read" in out

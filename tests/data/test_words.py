@@ -228,7 +228,7 @@ def test_a_file_that_is_no_word2vec_file_is_named(tmp_path, content):
     pytest.importorskip("gensim")
     path = tmp_path / "news.bin"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="news.bin is not a readable word2vec|news.bin: entry 'dog'") as caught:
+    with pytest.raises(InputError, match="news.bin is not a readable .bin file|news.bin: entry 'dog'") as caught:
         load_word_vectors(path, ["dog"], ["dog"])
     assert "\n" not in str(caught.value)
 

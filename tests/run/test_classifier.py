@@ -97,7 +97,7 @@ def test_the_meaning_of_a_name_counts(model, support):
 @pytest.mark.parametrize(
     ("labels", "options", "complaint"),
     [
-        (["sea", "sea"], {}, "label 'sea' is on every support photo"),
+        (["sea", "sea"], {"method": "ridge"}, "label 'sea' is on every support photo"),
         (["sea", ["sea", "kelp"]], {"method": "word_ridge"}, "label 'sea' is on every support photo"),
         (["sea"], {}, "2 support photos but labels for 1"),
         ([[], []], {}, "the support has no label"),
