@@ -1,5 +1,6 @@
 """Evaluation: any methods on the same fixed episodes (paper sections 4.4 and 5.1.2). The only loop over episodes."""
 
+import functools
 import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
@@ -136,67 +137,81 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
         everywhere[in_support] = values
         return everywhere
 
-    scores, statistics = {}, {}
+    images = {}
     for name, method in methods.items():
         key = method.embed_key(trained[name])
         extra = embed_support(method, trained[name], embedded[key], in_support, labels, view.word_vectors)
-        images = there[key] | parallel.replicate(jax.tree.map(scattered, extra))
-        arrays = (parallel.replicate(trained[name]), words, images, labels_there)
-        scores[name], statistics[name] = _score_method(name, method, arrays, support, query)
-    return scores, statistics
+        images[name] = there[key] | parallel.replicate(jax.tree.map(scattered, extra))
+    # Programs that hold several methods are compiled sooner than one for each.
+    programs: dict[Hashable, list[str]] = {}
+    for name, method in methods.items():
+        programs.setdefault(name if method.on_request else method.batched, []).append(name)
+    scores, statistics = {}, {}
+    for names in programs.values():
+        own = parallel.replicate({name: trained[name] for name in names})
+        arrays = (own, words, {name: images[name] for name in names}, labels_there)
+        found, noted = _score_together({name: methods[name] for name in names}, arrays, support, query)
+        scores, statistics = scores | found, statistics | noted
+    return {name: scores[name] for name in methods}, {name: statistics[name] for name in methods}
 
 
 def _rows(tree: Any, rows) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _score_method(name: str, method: Method, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
+def _score_together(methods: Methods, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
+    """(name -> scores, name -> statistics) of methods in one program."""
     n_episodes, n_queries = query.shape
     chunk = min(n_queries, _QUERY_BATCH)
     jobs = [(e, start) for e in range(n_episodes) for start in range(0, n_queries, chunk)]
     # Episodes whose supports are of one size share a program; under our own protocol that is all of them.
     groups = [list(group) for _, group in itertools.groupby(jobs, key=lambda job: len(support[job[0]]))]
     on_device = -(-min(map(len, groups)) // jax.device_count())
+    name, method = next(iter(methods.items()))
     most = _EPISODES_AT_ONCE if method.on_request else _EPISODES_PER_CALL
     size = min(most, -(-on_device // _EPISODES_AT_ONCE) * _EPISODES_AT_ONCE) * jax.device_count()
     batches = [group[first : first + size] for group in groups for first in range(0, len(group), size)]
     if method.on_request:  # these take minutes: progress after every few episodes
         batches = track(batches, total=len(batches), description=name.replace("_", " "), unit="batches of episodes")
-    scores, statistics = None, []
+    scores, statistics = {}, []
     specs = (parallel.REPLICATED,) * len(arrays) + (parallel.SHARDED,) * 2
     for batch in batches:
         # The last batch is filled up with copies of its last episode, the last queries likewise.
         filled = (batch + batch[-1:] * (size - len(batch)))[parallel.share(size)]
         s = np.stack([support[e] for e, _ in filled])
         q = np.stack([query[e, np.minimum(np.arange(start, start + chunk), n_queries - 1)] for e, start in filled])
-        program = parallel.pmapped(_score_batch, method, specs=specs)
+        program = parallel.pmapped(_score_batch, tuple(methods.items()), specs=specs)
         found, noted = parallel.gather(program(*arrays, *parallel.shard((s, q))))
-        if scores is None:
-            scores = np.zeros((*found.shape[1:-2], n_episodes, n_queries, found.shape[-1]), found.dtype)
-        for i, (e, start) in enumerate(batch):
-            stop = min(start + chunk, n_queries)
-            scores[..., e, start:stop, :] = found[i, ..., : stop - start, :]
-            if start == 0:
-                statistics.append({statistic: value[i] for statistic, value in noted.items()})
-    return scores, {name: np.mean([s[name] for s in statistics], axis=0) for name in statistics[0]}
+        for name, part in found.items():
+            if name not in scores:
+                scores[name] = np.zeros((*part.shape[1:-2], n_episodes, n_queries, part.shape[-1]), part.dtype)
+            for i, (e, start) in enumerate(batch):
+                stop = min(start + chunk, n_queries)
+                scores[name][..., e, start:stop, :] = part[i, ..., : stop - start, :]
+        statistics += [_rows(noted, i) for i, (_, start) in enumerate(batch) if start == 0]
+    return scores, jax.tree.map(lambda *x: np.mean(x, axis=0), *statistics)
 
 
-def _score_batch(method: Method, trained, words, images, labels, support, query):
-    """A batch of episodes, int [E, S] and [E, Q] rows of ``images``: (scores [E, .., Q, C], statistics [E, ..])."""
+def _score_batch(methods: tuple[tuple[str, Method], ...], trained, words, images, labels, support, query):
+    """A batch of episodes, int [E, S] and [E, Q] rows of images: ({name: scores [E, .., Q, C]}, {name: statistics})."""
 
     def episode(rows):
-        s, q = (_rows(images, r) for r in rows)
-        y = labels[rows[0]]
+        results = {}
+        for name, method in methods:
+            s, q = (_rows(images[name], r) for r in rows)
+            score = functools.partial(_score_episode, method, words, labels[rows[0]], s, q)
+            if method.tuned and jnp.ndim(trained[name][method.tuned]):
+                score = jax.vmap(score, ({key: 0 if key == method.tuned else None for key in trained[name]},))
+            results[name] = score(trained[name])
+        return tuple({name: result[part] for name, result in results.items()} for part in (0, 1))
 
-        def scored(trained):
-            state = method.fit(trained, s, y, words)
-            return method.score(trained, state, q), method.statistics(state)
+    batched = methods[0][1].batched
+    return jax.lax.map(episode, (support, query), batch_size=_EPISODES_AT_ONCE if batched else None)
 
-        if method.tuned and jnp.ndim(trained[method.tuned]):
-            return jax.vmap(lambda value: scored({**trained, method.tuned: value}))(trained[method.tuned])
-        return scored(trained)
 
-    return jax.lax.map(episode, (support, query), batch_size=_EPISODES_AT_ONCE if method.batched else None)
+def _score_episode(method: Method, words, labels, support, query, trained):
+    state = method.fit(trained, support, labels, words)
+    return method.score(trained, state, query), method.statistics(state)
 
 
 def _embed(methods: tuple[Method, ...], trained, features):
