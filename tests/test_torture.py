@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 3), ("MLFSIC_SOAK", 4000)))
+KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 2), ("MLFSIC_SOAK", 4000)))
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
     *(sys.executable, "-m", "mlfsic_jax.main", f"--config={REPOSITORY / 'configs/demo.py'}:small"),
     *("--workdir=run", "--config.cache_dir=cache"),
 ]
-FIELDS = ["train.epochs=5", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"]
+FIELDS = ["train.epochs=3", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"]
 FIELDS += ["eval.methods=('base','lcm')"]
 WRITTEN = ("results.json", "metrics.jsonl", "episodes_1shot.safetensors", "model_1shot.safetensors")
 # What a kill waits for (None: nothing), and how many seconds it then waits at most.
@@ -32,7 +32,7 @@ MOMENTS = {
     "training": ("run/checkpoints_1shot", 3.0),
     "checkpoint": ("run/checkpoints_1shot/*tmp*", 0.05),
     "commit": ("run/checkpoints_1shot/to_delete", 0.02),
-    "evaluation": ("run/checkpoints_1shot/20/sha256.json", 3.0),
+    "evaluation": ("run/checkpoints_1shot/12/sha256.json", 3.0),
 }
 
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from mlfsic_jax.data.encoders import ENCODERS
 from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import atomic
 from mlfsic_jax.system.untrusted import expand, read_npz, reported, shown
 
 _BETWEEN_WORDS = re.compile(r"[\s_,;/()]+")
@@ -199,7 +200,8 @@ def write_vectors(path: str | os.PathLike[str], names: Sequence[str], vectors: n
     """Writes float [C, d] vectors of C names as ``.npz`` for ``load_word_vectors``; InputError if that fails."""
     path = expand(path)
     # Not np.savez, which takes names as keywords of its own.
-    with reported(f"{path} cannot be written", "choose another", OSError), zipfile.ZipFile(path, "w") as archive:
+    cannot = reported(f"{path} cannot be written", "choose another", OSError)
+    with cannot, atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, vector in zip(names, vectors, strict=True):
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, vector)

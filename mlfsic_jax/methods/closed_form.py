@@ -32,7 +32,7 @@ class ClosedForm(Method):
     def __post_init__(self):
         super().__post_init__()
         fields = ("regulariser", "region_regulariser", "classifier_regulariser", "word_regulariser", "n_components")
-        require(self, **positive(self, *fields))
+        require(self, beta=(self.beta >= 0, "must be at least 0"), **positive(self, *fields))
 
     def train(self, key, base):
         features, regions = pooled_features(base), some_regions(base, np.arange(len(base.labels)))

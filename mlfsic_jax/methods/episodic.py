@@ -4,6 +4,7 @@ WGA itself (Yan et al. 2022) is Base with ``BaseModel(attention="standard", dyna
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -154,15 +155,14 @@ class FineTuned(Episodic):
 
 def init(model: BaseModel, key, features, words) -> dict:
     """Fresh variables of a model for inputs like features [1, h, w, n] and word vectors [C, d_w]."""
-    labels = jnp.ones((1, len(words)))
+    return _init(model, key, features, jnp.ones((1, len(words))), words)
 
-    @jax.jit
-    def run(key, one, labels, words):
-        params_key, dropout_key, augment_key = jax.random.split(key, 3)
-        rngs = {"params": params_key, "dropout": dropout_key, "augment": augment_key}
-        return model.init(rngs, one, one, labels, labels, words)
 
-    return run(key, features, labels, words)
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: BaseModel, key, one, labels, words) -> dict:
+    params_key, dropout_key, augment_key = jax.random.split(key, 3)
+    rngs = {"params": params_key, "dropout": dropout_key, "augment": augment_key}
+    return model.init(rngs, one, one, labels, labels, words)
 
 
 def fine_tune(model: BaseModel, variables, pooled, labels, words, *, epochs: int, learning_rate: float) -> dict:

@@ -203,9 +203,11 @@ def evaluate_alone(
 ) -> dict[str, np.ndarray]:
     """{"method.metric": float32 [E]} of one method, e.g. a peer, on the fixed novel episodes.
 
-    ``variables`` are those of the trained model, where the method uses it or the backbone was trained with it. Not for
-    a method that is tuned or calibrated.
+    ``variables`` are those of the trained model, where the method uses it or the backbone was trained with it.
+    ``InputError`` for a method that needs validation labels.
     """
+    if METHODS[name].tuned or METHODS[name].calibrated:
+        raise InputError(f"{name} needs validation labels: name it in config.eval.methods")
     views = inputs.feature_views(run, variables)
     methods, stores = open_methods(config, n_shot, views["base"], variables, (name,))
     trained = {name: trained_of(methods[name], stores)}

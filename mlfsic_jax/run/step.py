@@ -1,6 +1,7 @@
 """One training step on episodes (paper section 4.4), mapped over the devices."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,7 @@ def read_batch(view: View, support: np.ndarray, query: np.ndarray) -> Batch:
     return Batch(view.inputs(support), view.inputs(query), view.labels[support], view.labels[query])
 
 
+@functools.cache  # the same optimizer for the same run: its step is compiled once
 def create_optimizer(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -28,7 +27,6 @@ from mlfsic_jax.report import write_report
 from mlfsic_jax.report.__main__ import main
 from mlfsic_jax.run import evaluate, inputs, saved
 from mlfsic_jax.run.experiment import novel_key, train_and_evaluate
-from mlfsic_jax.run.workdir import MetricsLog
 from mlfsic_jax.system.errors import InputError
 from tests.tiny import scenes
 
@@ -347,44 +345,6 @@ def test_mistakes_end_in_one_line(workdir, results, tmp_path):
     settings["inputs"]["dataset"] = "another"
     (copy / "trained_with.json").write_text(json.dumps(settings))
     assert "not those that" in run_command(f"--workdir={copy}")
-
-
-def scalars(folder):
-    """(name, step, value) of every scalar in an event file, whose format is length, checksum, event, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = folder.iterdir()
-    content, at = path.read_bytes(), 0
-    while at < len(content):
-        (length,) = struct.unpack("<Q", content[at : at + 8])
-        event = Event.FromString(content[at + 12 : at + 12 + length])
-        yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
-        at += 16 + length
-
-
-def test_tensorboard_has_the_lines_of_the_log(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for n_shot in (1, 2):
-        expected = {
-            (name, line["step"]): value
-            for line in lines
-            if line["n_shot"] == n_shot
-            for name, value in line.items()
-            if name not in ("n_shot", "step")
-        }
-        found = list(scalars(workdir / "tensorboard" / f"n_shot={n_shot}"))
-        assert len(found) == len(expected) == 15  # 3 validations, 5 numbers
-        for name, step, value in found:
-            np.testing.assert_allclose(value, expected[name, step], rtol=1e-6)
-
-
-def test_a_resumed_run_writes_no_step_twice_for_tensorboard(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=0)
-    for step in (1, 2, 3):
-        log.write({"step": step, "loss": float(step)})
-    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=1)
-    log.write({"step": 2, "loss": 7.0})
-    assert list(scalars(tmp_path / "tensorboard" / "n_shot=1")) == [("loss", 1, 1.0), ("loss", 2, 7.0)]
 
 
 class Browser:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import struct
 
 import jax
+import numpy as np
 import pytest
 
 import mlfsic_jax
@@ -44,3 +46,36 @@ def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
     path.write_text('{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n{"n_shot": 1, "step": 4}\n{"n_sh')
     MetricsLog(path, {"n_shot": 1}, after_step=2)
     assert path.read_text() == '{"n_shot": 1, "step": 2}\n{"n_shot": 5, "step": 9}\n'
+
+
+def scalars(folder):
+    """(name, step, value) of every scalar in an event file, whose format is length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = folder.iterdir()
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack("<Q", content[at : at + 8])
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+        at += 16 + length
+
+
+def test_tensorboard_has_the_lines_of_the_log(undisturbed):
+    folder = undisturbed[0] / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = {(name, line["step"]): value for line in lines for name, value in line.items()}
+    found = list(scalars(folder / "tensorboard" / "n_shot=1"))
+    assert len(found) == 4 * 5  # validations, numbers
+    for name, step, value in found:
+        assert name not in ("n_shot", "step")
+        np.testing.assert_allclose(value, expected[name, step], rtol=1e-6)
+
+
+def test_a_resumed_run_writes_no_step_twice_for_tensorboard(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": float(step)})
+    log = MetricsLog(tmp_path / "metrics.jsonl", {"n_shot": 1}, after_step=1)
+    log.write({"step": 2, "loss": 7.0})
+    assert list(scalars(tmp_path / "tensorboard" / "n_shot=1")) == [("loss", 1, 1.0), ("loss", 2, 7.0)]
