@@ -43,7 +43,7 @@ TOGETHER = {
 LONG = (
     *TOGETHER["own photos"],
     *("system/test_parallel", "tests/test_whole_program", *TOGETHER["undisturbed"], "tests/test_notebooks"),
-    *("methods/test_contract", "run/test_evaluate", "tests/test_torture", "bench/test_benchmark", "report/test_page"),
+    *("methods/test_contract", "run/test_evaluate", "bench/test_benchmark", "report/test_page"),
     *("paper/test_reproduce", "run/test_step", "tests/test_readme", "tests/test_goldens", "tests/test_new_method"),
 )
 

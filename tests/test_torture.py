@@ -1,7 +1,7 @@
 """The real program, killed at random moments and gone on with, ends with the bytes of one that was left in peace.
 
-CI runs a short version of the kills; ``bash launch/torture.sh`` runs all, at length, by the environment variables
-MLFSIC_KILLS (how many in a row) and MLFSIC_SOAK (training episodes).
+``bash launch/torture.sh`` runs these tests, at length by the environment variables MLFSIC_KILLS (how many in a row) and
+MLFSIC_SOAK (training episodes). What CI has of them is in ``run/test_loop.py``, without processes.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 2), ("MLFSIC_SOAK", 4000)))
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
@@ -112,7 +113,6 @@ def resident(program):
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path, capsys):
     folder = prepared(tmp_path / "soak", undisturbed / "cache" / "compiled")

@@ -107,6 +107,7 @@ def test_nothing_is_compiled_after_the_first_step(caplog):
             jax.block_until_ready(step())
         return sum("Compiling" in record.getMessage() for record in caplog.records)
 
+    jax.clear_caches()  # other tests may have compiled the same step
     assert compilations() > 0
     assert [compilations() for _ in range(3)] == [0, 0, 0]
 
