@@ -59,7 +59,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Puts the longest files first."""
     places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.stem}", len(LONG)))
+    items.sort(key=lambda item: places.get(named(item.nodeid), len(LONG)))
+
+
+def named(nodeid):
+    """The file of a test as in ``LONG``: its folder and its name."""
+    file = Path(nodeid.partition("::")[0])
+    return f"{file.parent.name}/{file.stem}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,12 +73,11 @@ def pytest_xdist_make_scheduler(config, log):
     """Gives each process a file at a time, or all of the files that share a run."""
     from xdist.scheduler import LoadFileScheduling
 
-    group_of = {f"{file}.py": group for group, files in TOGETHER.items() for file in files}
+    group_of = {file: group for group, files in TOGETHER.items() for file in files}
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = Path("tests", nodeid.partition("::")[0])
-            return group_of.get(f"{file.parent.name}/{file.name}", str(file))
+            return group_of.get(named(nodeid), named(nodeid))
 
     return Together(config, log)
 

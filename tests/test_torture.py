@@ -23,8 +23,10 @@ SMALL = [
     *(sys.executable, "-m", "mlfsic_jax.main", f"--config={REPOSITORY / 'configs/demo.py'}:small"),
     *("--workdir=run", "--config.cache_dir=cache"),
 ]
-FIELDS = ["train.epochs=3", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"]
-FIELDS += ["eval.methods=('base','lcm')"]
+FIELDS = [
+    *("train.epochs=3", "train.episodes_per_epoch=4", "train.validate_every=1", "eval.episodes=8"),
+    "eval.methods=('base','lcm')",
+]
 WRITTEN = ("results.json", "metrics.jsonl", "episodes_1shot.safetensors", "model_1shot.safetensors")
 # What a kill waits for (None: nothing), and how many seconds it then waits at most.
 MOMENTS = {

@@ -51,16 +51,16 @@ class BaseModel(nn.Module):
     """
 
     d_joint: int = 512
-    scale: float = 10.0
-    n_heads: int = 8
-    d_dynamic: int = 64
-    n_dynamic: int = 16
-    dropout: float = 0.1
-    skip: bool = True
-    anchor: bool = False
+    scale: float = Prototypes.scale
+    n_heads: int = Prototypes.n_heads
+    d_dynamic: int = Prototypes.d_dynamic
+    n_dynamic: int = Prototypes.n_dynamic
+    dropout: float = Prototypes.dropout
+    skip: bool = Prototypes.skip
+    anchor: bool = Prototypes.anchor
     backbone: nn.Module | None = None
-    attention: str = "channelwise"
-    dynamic: bool = True
+    attention: str = Prototypes.attention
+    dynamic: bool = Prototypes.dynamic
     cm_loss: bool = True
     query_loss_on: str = "query"
     query_top: int = 0

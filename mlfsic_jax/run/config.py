@@ -106,10 +106,11 @@ class Evaluation:
     methods: tuple[str, ...] = ()  # see methods.METHODS; empty: all that take no minutes
 
     def __post_init__(self):
-        rule, known = "must be at least 2, for an interval", METHODS.keys() >= set(self.methods)
+        several, known = "must be at least 2, for an interval", METHODS.keys() >= set(self.methods)
         require(
             self,
-            **{field: (getattr(self, field) >= 2, rule) for field in ("episodes", "sweep_episodes")},
+            episodes=(self.episodes >= 2, several),
+            sweep_episodes=(self.sweep_episodes >= 2, several),
             **positive(self, "n_query"),
             methods=(known, f"some of {', '.join(METHODS)}; empty for those that take no minutes"),
         )

@@ -137,11 +137,11 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
         everywhere[in_support] = values
         return everywhere
 
-    images = {}
-    for name, method in methods.items():
-        key = method.embed_key(trained[name])
-        extra = embed_support(method, trained[name], embedded[key], in_support, labels, view.word_vectors)
-        images[name] = there[key] | parallel.replicate(jax.tree.map(scattered, extra))
+    def images_of(name):
+        key = methods[name].embed_key(trained[name])
+        extra = embed_support(methods[name], trained[name], embedded[key], in_support, labels, view.word_vectors)
+        return there[key] | parallel.replicate(jax.tree.map(scattered, extra))
+
     # Programs that hold several methods are compiled sooner than one for each.
     programs: dict[Hashable, list[str]] = {}
     for name, method in methods.items():
@@ -149,7 +149,7 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     scores, statistics = {}, {}
     for names in programs.values():
         own = parallel.replicate({name: trained[name] for name in names})
-        arrays = (own, words, {name: images[name] for name in names}, labels_there)
+        arrays = (own, words, {name: images_of(name) for name in names}, labels_there)
         found, noted = _score_together({name: methods[name] for name in names}, arrays, support, query)
         scores, statistics = scores | found, statistics | noted
     return {name: scores[name] for name in methods}, {name: statistics[name] for name in methods}

@@ -23,9 +23,9 @@ _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 def is_many(photos: Any) -> bool:
     """Whether these are several photos, not a path, an image or an array [H, W, 3]."""
-    return (
-        photos.ndim > 3 if isinstance(photos, np.ndarray) else not isinstance(photos, (str, os.PathLike, Image.Image))
-    )
+    if isinstance(photos, np.ndarray):
+        return photos.ndim > 3
+    return not isinstance(photos, (str, os.PathLike, Image.Image))
 
 
 def read_batches(photos: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, list[InputError | None]]]:

@@ -267,21 +267,21 @@ def _json(path: Path) -> Any:
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    arrays = _finite(path, read_arrays(path)[0])
+    with readable(path):
+        arrays = _finite(read_arrays(path)[0])
     return traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .safetensors file, all of them finite."""
     with readable(path):  # besides its own errors, KeyError and others for number types that NumPy lacks
-        return _finite(path, load_file(path))
+        return _finite(load_file(path))
 
 
-def _finite(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    with readable(path):
-        for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"{name} holds NaN or infinity")
+def _finite(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinity")
     return arrays
 
 
