@@ -42,9 +42,10 @@ class BaseModel(nn.Module):
     Attributes:
       d_joint: width of the joint space, d_j.
       scale: lambda of eqs 4 and 19.
-      n_heads, d_dynamic, n_dynamic, dropout, skip, attention, dynamic: of ``Prototypes``.
+      n_heads, d_dynamic, n_dynamic, dropout, skip, attention, dynamic, balance: of ``Prototypes``.
       anchor: start at the plain prototype classifier (ours): orthogonal A_visual, uniform attention, closed gates.
       backbone: a module, photos -> local features, trained with the rest; None where inputs are local features.
+      freeze_visual: keep A_visual, and a backbone, as they were initialised.
       cm_loss: train with L_cm; False is an ablation (section 5.4.1).
       query_loss_on: images in L_query: "query", or "both" support and query, WGA's ablation of the CM loss.
       query_top: k of ``query_logits``; 0 compares global features of the queries.
@@ -61,6 +62,8 @@ class BaseModel(nn.Module):
     backbone: nn.Module | None = None
     attention: str = Prototypes.attention
     dynamic: bool = Prototypes.dynamic
+    balance: float = Prototypes.balance
+    freeze_visual: bool = False
     cm_loss: bool = True
     query_loss_on: str = "query"
     query_top: int = 0
@@ -77,6 +80,7 @@ class BaseModel(nn.Module):
             skip=(self.skip or not self.anchor, "must be True where anchor is"),
             attention=(named and anchored, rule if anchored else "must be channelwise or global where anchor is True"),
             dynamic=(self.dynamic or self.attention != "none", prototypes),
+            balance=(self.balance >= 0, "must be at least 0"),
             query_loss_on=one_of(self.query_loss_on, ("query", "both")),
             query_top=(self.query_top >= 0, "must be at least 0"),
         )
@@ -86,7 +90,7 @@ class BaseModel(nn.Module):
         self.joint = JointEmbedding(self.d_joint, orthogonal=self.anchor)
         self.prototype = Prototypes(
             *(self.n_heads, self.d_dynamic, self.n_dynamic, self.dropout, self.skip, self.anchor),
-            *(self.attention, self.dynamic, self.scale),
+            *(self.attention, self.dynamic, self.scale, self.balance),
         )
 
     def features(self, inputs, train: bool = False):
@@ -139,22 +143,27 @@ class BaseModel(nn.Module):
         Returns:
           (L_cm, L_query), two scalars; L_cm is 0 without ``cm_loss``.
         """
-        features = self.features(jnp.concatenate([support, query]), train=True)
-        regions, words = self.regions(features), self.words(word_vectors)
-        n_support = len(support)
+        features, n_support = self.features(jnp.concatenate([support, query]), train=True), len(support)
+        regions, words = self.regions(features[:n_support]), self.words(word_vectors)
+        # Pooled first where only global features are compared: A_visual is linear.
+        features = features[n_support:] if self.query_top else features[n_support:].mean(axis=(1, 2), keepdims=True)
+        queries = self.regions(features)
+        if self.freeze_visual:
+            regions, queries = jax.lax.stop_gradient((regions, queries))
         cm = jnp.zeros(())
         if self.cm_loss:
-            by_words = cosine_logits(regions[:n_support].mean(axis=1), words, self.scale)
+            by_words = cosine_logits(regions.mean(axis=1), words, self.scale)
             cm = binary_cross_entropy(by_words, support_labels).sum()
         keep = None
         if lcm is not None:
-            frozen, frozen_words = jax.lax.stop_gradient((regions[:n_support], words))
+            frozen, frozen_words = jax.lax.stop_gradient((regions, words))
             scores = self.lcm_scores(frozen, support_labels, frozen_words, lcm)
             keep = select_positions(scores, threshold, scale=self.scale, score_scaling=lcm.score_scaling)
-        prototypes = self.prototypes(regions[:n_support], support_labels, words, keep, train=True)
-        images, labels = regions[n_support:], query_labels
+        prototypes = self.prototypes(regions, support_labels, words, keep, train=True)
+        images, labels = queries, query_labels
         if self.query_loss_on == "both":
-            images, labels = regions, jnp.concatenate([support_labels, query_labels])
+            own = regions if self.query_top else regions.mean(axis=1, keepdims=True)
+            images, labels = jnp.concatenate([own, queries]), jnp.concatenate([support_labels, query_labels])
         return cm, binary_cross_entropy(self.query_logits(images, prototypes), labels).sum()
 
     def lcm_scores(self, regions, labels, words, options: LCMOptions):

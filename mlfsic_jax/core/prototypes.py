@@ -119,6 +119,9 @@ class Prototypes(nn.Module):
     attention: str = "channelwise"
     dynamic: bool = True  # whether there is p_dyn
     scale: float = 10.0  # lambda of the simple attentions
+    # Of the two parts: 0 adds them as they are, eq 17; g adds p_att / |p_att| + g p_dyn / |p_dyn|. As they are, layer
+    # normalisation gives p_dyn a length that the shots do not change, and p_att gets shorter with more of them.
+    balance: float = 0.0
 
     @nn.compact
     def __call__(self, regions, labels, words, keep=None, train: bool = False):
@@ -163,6 +166,8 @@ class Prototypes(nn.Module):
         if self.dynamic:
             dynamic = DynamicConvolution(self.d_dynamic, self.n_dynamic, self.anchor, name="dynamic")
             convolved = dynamic(flat, mask, words)
+        if self.balance and self.dynamic and self.attention != "none":
+            return unit(attended) + self.balance * unit(convolved)
         return attended + convolved
 
 

@@ -12,9 +12,18 @@ import numpy as np
 from mlfsic_jax.methods.base import Method
 from mlfsic_jax.methods.classifier import Classifier
 from mlfsic_jax.methods.closed_form import Prototypes, Ridge
-from mlfsic_jax.methods.episodic import LCM, Base, FineTuned, ZeroShot
+from mlfsic_jax.methods.episodic import Base, BaseUntrained, ZeroShot
 from mlfsic_jax.methods.joined import LCMRegions, PrototypeRidge
 from mlfsic_jax.methods.laso import LaSO
+from mlfsic_jax.methods.lcm import (
+    LCM,
+    BaseTuned,
+    LCMAllTuned,
+    LCMPermutedWords,
+    LCMRandomScores,
+    LCMRandomWords,
+    LCMUntuned,
+)
 from mlfsic_jax.methods.logistic import Logistic
 from mlfsic_jax.methods.maml import MAML
 from mlfsic_jax.methods.pla import PLA
@@ -29,9 +38,15 @@ METHODS: dict[str, Method] = {
     "ridge": Ridge(),
     "word_ridge": WordRidge(),
     "region_word_ridge": RegionWordRidge(),
+    "base_untrained": BaseUntrained(),
     "base": Base(),
+    "lcm_random_scores": LCMRandomScores(),
+    "lcm_untuned": LCMUntuned(),
     "lcm": LCM(),
-    "fine_tuned": FineTuned(),
+    "lcm_permuted_words": LCMPermutedWords(),
+    "lcm_random_words": LCMRandomWords(),
+    "base_tuned": BaseTuned(),
+    "lcm_all_tuned": LCMAllTuned(),
     "region_word_ridge_lcm": LCMRegions(),
     "base_ridge": PrototypeRidge(select=False),
     "lcm_ridge": PrototypeRidge(),

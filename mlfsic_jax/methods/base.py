@@ -37,6 +37,7 @@ class Method:
       tuned: the leaf of ``trained`` that is chosen among ``candidates`` on validation labels; "" for none.
       on_request: left out of an evaluation that does not name it.
       batched: map several episodes at once (vmap); else one by one, each in the processor's cache.
+      control: shows what chance or an untrained model does; never chosen for own photos, and not kept for them.
       against: a plainer method to compare with, episode by episode.
     """
 
@@ -50,6 +51,7 @@ class Method:
     tuned: ClassVar[str] = ""
     on_request: ClassVar[bool] = False
     batched: ClassVar[bool] = False
+    control: ClassVar[bool] = False
     against: ClassVar[str] = ""
 
     def __post_init__(self):
@@ -80,22 +82,26 @@ class Method:
         return (Method.embed,) if type(self).embed is Method.embed else (self, id(trained))
 
     def embed_support(self, trained, images, labels, words) -> dict[str, Any]:
-        """Computed once per support image, whatever its episode: arrays [I, ...] that join those of ``embed``.
+        """Computed once per support set by methods that share it, for ``fit``: what it returns joins ``images``.
 
         Args:
-          trained: see ``train``.
-          images: from ``embed``, [I, ...].
-          labels: bool [I, C].
+          trained: see ``train``; without the value of ``tuned``.
+          images: from ``embed``, [S, ...].
+          labels: bool [S, C].
           words: float32 [C, d_w], word vectors.
         """
         return {}
+
+    def support_key(self, trained) -> Hashable:
+        """Methods with equal keys share the results of ``embed_support``."""
+        return self, id(trained)
 
     def fit(self, trained, images, labels, words) -> Any:
         """Adapts to one support set.
 
         Args:
           trained: see ``train``.
-          images: from ``embed`` and ``embed_support``, [S, ...].
+          images: from ``embed``, [S, ...], and what ``embed_support`` returned.
           labels: bool [S, C].
           words: float32 [C, d_w]; None where ``needs_words`` is False and there are none.
 

@@ -7,7 +7,7 @@ from mlfsic_jax.core import word_ridge
 from mlfsic_jax.core.functional import cosine_logits
 from mlfsic_jax.methods.base import FIXED, Method
 from mlfsic_jax.methods.closed_form import centred_unit
-from mlfsic_jax.methods.episodic import LCM, Episodic
+from mlfsic_jax.methods.lcm import LCM
 from mlfsic_jax.methods.word_ridge import RegionWordRidge
 
 
@@ -23,7 +23,7 @@ class LCMRegions(RegionWordRidge, LCM):
     against: ClassVar[str] = "region_word_ridge"
 
     def embed(self, trained, features):
-        return RegionWordRidge.embed(self, trained, features) | Episodic.embed(self, trained, features)
+        return RegionWordRidge.embed(self, trained, features) | LCM.embed(self, trained, features)
 
     def embed_key(self, trained):
         return LCMRegions.embed, self.model, id(trained["variables"]), id(trained["components"])

@@ -182,13 +182,11 @@ def look_at(
     for name, method in methods.items():
         images = embedded[method.embed_key(taught[name])]
         s, q = ({key: x[part] for key, x in images.items()} for part in np.s_[:n, n:])
-        s |= evaluate.embed_support(method, taught[name], s, np.arange(n), labels, words)
         found = _apply(method, taught[name], words, s, labels, q)
-        scores, state, explanations[name], attention = jax.device_get(found)
+        scores, explanations[name], here = jax.device_get(found)
         probabilities[name] = np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1)
         if name == mapped:
-            lcm = {"lcm": s["lcm"], "keep": state["keep"]} if isinstance(method, LCM) else {}
-            maps = {"attention": attention, **lcm}
+            maps = here
     maps = {key: x.reshape(*x.shape[:-1], *grid) for key, x in maps.items()}
     episode = (support, labels, shown, query, view.labels[query])
     return Look(trained.n_shot, number, grid, *episode, probabilities, explanations[explained], maps)
@@ -198,17 +196,19 @@ def _choose(trained: saved.Trained) -> tuple[str, str | None]:
     """The method to explain, the best on validation labels that can be; and one that attends, LCM if evaluated."""
     methods = {name: trained.methods[name] for name in trained.validation}
     explaining = [name for name, method in methods.items() if type(method).explain is not Method.explain]
-    attending = [name for name, method in methods.items() if type(method).embed is Episodic.embed]
+    attending = [name for name, method in methods.items() if isinstance(method, Episodic) and not method.on_request]
     explained = max(explaining or methods, key=trained.validation.get)
     return explained, max(attending, key=lambda name: isinstance(methods[name], LCM), default=None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(method: Method, trained, words, support, labels, query):
-    """(scores, state, explanation or None, ``attention_values`` or None)."""
-    state = method.fit(trained, support, labels, words)
-    attention = None
-    if "joint" in support:
+    """(scores, explanation or None, the maps of ``Look``)."""
+    support = {**support, **method.embed_support(trained, support, labels, words)}
+    state, maps = method.fit(trained, support, labels, words), {}
+    if isinstance(method, Episodic):
         joint_words = method.model.apply(trained["variables"], words, method="words")
-        attention = attention_values(method.model, trained["variables"], support["joint"], joint_words)
-    return method.score(trained, state, query), state, method.explain(trained, state, query), attention
+        maps["attention"] = attention_values(method.model, trained["variables"], support["joint"], joint_words)
+    if isinstance(method, LCM):
+        maps |= {"lcm": support["lcm"], "keep": state["keep"]}
+    return method.score(trained, state, query), method.explain(trained, state, query), maps

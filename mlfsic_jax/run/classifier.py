@@ -157,6 +157,8 @@ def _method(predictor: Predictor, trained: Trained, name: str) -> Method:
     """A method that the model was trained and tuned for; ``InputError`` if it was not."""
     if name not in METHODS:
         raise InputError(f"method {name!r} is unknown: use one of {', '.join(METHODS)}")
+    if METHODS[name].control:
+        raise InputError(f"method {name} is a control for evaluations and labels no photos: use another")
     method = trained.methods.get(name)
     tuned = not METHODS[name].tuned or name in trained.tuned
     if method is None or not tuned or (method.calibrated and name not in trained.calibration):

@@ -180,10 +180,10 @@ def create_methods(config: ConfigDict, n_shot: int, names: tuple[str, ...] = ())
     known = {"model": create_model(config), "n_shot": n_shot, "n_query": config.train.n_query}
     methods = {}
     for name in (name for name in METHODS if name in wanted):
-        fields = {field.name for field in dataclasses.fields(METHODS[name])}
+        fields, own = {field.name for field in dataclasses.fields(METHODS[name])}, _defaults(METHODS[name])
         options = {field: known[field] for field in fields & known.keys()}
         for section in METHODS[name].sections:
-            options |= {field: _plain(value) for field, value in config[section].items() if field in fields}
+            options |= {field: _plain(value) for field, value in config[section].items() if field in own}
         methods[name] = dataclasses.replace(METHODS[name], **options)
     return methods
 

@@ -26,6 +26,7 @@ _QUERY_BATCH = 256  # LaSO's protocol asks for thousands of queries
 
 Methods = Mapping[str, Method]
 Trained = Mapping[str, Mapping[str, Any]]  # method -> what its training gave
+Members = Mapping[str, tuple[Method, str]]  # of a program: each with the method that shares its ``embed_support``
 
 
 class Scores(NamedTuple):
@@ -90,17 +91,6 @@ def embed(methods: Methods, trained: Trained, view: View, rows: np.ndarray) -> d
     return dict(zip(by_key, map_batches(_embed, static, rows, lambda r: (view.inputs(r),), shared), strict=True))
 
 
-def embed_support(method: Method, trained, images, rows: np.ndarray, labels, words) -> dict[str, np.ndarray]:
-    """``Method.embed_support`` of the images ``rows`` of ``images`` [I, ...], with labels [I, C]: arrays [B, ...]."""
-    if type(method).embed_support is Method.embed_support:
-        return {}
-
-    def read(rows):
-        return {name: np.asarray(x[rows]) for name, x in images.items()}, labels[rows]
-
-    return map_batches(_embed_support, method, rows, read, *parallel.replicate((trained, words)))
-
-
 def map_batches(fn: Callable, static, rows: np.ndarray, read: Callable, *replicated) -> Any:
     """Maps the images ``rows``, int [B], over all devices, in batches of one size, to NumPy.
 
@@ -130,27 +120,18 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     embedded = embed(methods, trained, view, rows)
     there = {key: parallel.replicate(images) for key, images in embedded.items()}
     words, labels_there = parallel.replicate((view.word_vectors, labels))
-    in_support = np.unique(np.concatenate(support))
-
-    def scattered(values):
-        everywhere = np.zeros((len(rows), *values.shape[1:]), values.dtype)
-        everywhere[in_support] = values
-        return everywhere
-
-    def images_of(name):
-        key = methods[name].embed_key(trained[name])
-        extra = embed_support(methods[name], trained[name], embedded[key], in_support, labels, view.word_vectors)
-        return there[key] | parallel.replicate(jax.tree.map(scattered, extra))
-
-    # Programs that hold several methods are compiled sooner than one for each.
-    programs: dict[Hashable, list[str]] = {}
+    keys, sharing = {name: method.support_key(trained[name]) for name, method in methods.items()}, {}
+    programs: dict[Hashable, dict[str, tuple[Method, str]]] = {}
     for name, method in methods.items():
-        programs.setdefault(name if method.on_request else method.batched, []).append(name)
+        shared = sharing.setdefault(keys[name], name)
+        # Programs that hold several methods are compiled sooner than one for each.
+        program = shared if method.on_request else method.batched
+        programs.setdefault(program, {})[name] = (method, shared)
     scores, statistics = {}, {}
-    for names in programs.values():
-        own = parallel.replicate({name: trained[name] for name in names})
-        arrays = (own, words, {name: images_of(name) for name in names}, labels_there)
-        found, noted = _score_together({name: methods[name] for name in names}, arrays, support, query)
+    for members in programs.values():
+        own = parallel.replicate({name: trained[name] for name in members})
+        images = {name: there[methods[name].embed_key(trained[name])] for name in members}
+        found, noted = _score_together(members, (own, words, images, labels_there), support, query)
         scores, statistics = scores | found, statistics | noted
     return {name: scores[name] for name in methods}, {name: statistics[name] for name in methods}
 
@@ -159,7 +140,7 @@ def _rows(tree: Any, rows) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _score_together(methods: Methods, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
+def _score_together(members: Members, arrays: tuple, support: list[np.ndarray], query: np.ndarray):
     """(name -> scores, name -> statistics) of methods in one program."""
     n_episodes, n_queries = query.shape
     chunk = min(n_queries, _QUERY_BATCH)
@@ -167,7 +148,7 @@ def _score_together(methods: Methods, arrays: tuple, support: list[np.ndarray], 
     # Episodes whose supports are of one size share a program; under our own protocol that is all of them.
     groups = [list(group) for _, group in itertools.groupby(jobs, key=lambda job: len(support[job[0]]))]
     on_device = -(-min(map(len, groups)) // jax.device_count())
-    name, method = next(iter(methods.items()))
+    name, (method, _) = next(iter(members.items()))
     most = _EPISODES_AT_ONCE if method.on_request else _EPISODES_PER_CALL
     size = min(most, -(-on_device // _EPISODES_AT_ONCE) * _EPISODES_AT_ONCE) * jax.device_count()
     batches = [group[first : first + size] for group in groups for first in range(0, len(group), size)]
@@ -180,7 +161,7 @@ def _score_together(methods: Methods, arrays: tuple, support: list[np.ndarray], 
         filled = (batch + batch[-1:] * (size - len(batch)))[parallel.share(size)]
         s = np.stack([support[e] for e, _ in filled])
         q = np.stack([query[e, np.minimum(np.arange(start, start + chunk), n_queries - 1)] for e, start in filled])
-        program = parallel.pmapped(_score_batch, tuple(methods.items()), specs=specs)
+        program = parallel.pmapped(_score_batch, tuple(members.items()), specs=specs)
         found, noted = parallel.gather(program(*arrays, *parallel.shard((s, q))))
         for name, part in found.items():
             if name not in scores:
@@ -192,20 +173,22 @@ def _score_together(methods: Methods, arrays: tuple, support: list[np.ndarray], 
     return scores, jax.tree.map(lambda *x: np.mean(x, axis=0), *statistics)
 
 
-def _score_batch(methods: tuple[tuple[str, Method], ...], trained, words, images, labels, support, query):
+def _score_batch(members: tuple[tuple[str, tuple[Method, str]], ...], trained, words, images, labels, support, query):
     """A batch of episodes, int [E, S] and [E, Q] rows of images: ({name: scores [E, .., Q, C]}, {name: statistics})."""
 
     def episode(rows):
-        results = {}
-        for name, method in methods:
+        results, supports, truth = {}, {}, labels[rows[0]]
+        for name, (method, shared) in members:
             s, q = (_rows(images[name], r) for r in rows)
-            score = functools.partial(_score_episode, method, words, labels[rows[0]], s, q)
+            if shared not in supports:
+                supports[shared] = method.embed_support(trained[name], s, truth, words)
+            score = functools.partial(_score_episode, method, words, truth, {**s, **supports[shared]}, q)
             if method.tuned and jnp.ndim(trained[name][method.tuned]):
                 score = jax.vmap(score, ({key: 0 if key == method.tuned else None for key in trained[name]},))
             results[name] = score(trained[name])
         return tuple({name: result[part] for name, result in results.items()} for part in (0, 1))
 
-    batched = methods[0][1].batched
+    batched = members[0][1][0].batched
     return jax.lax.map(episode, (support, query), batch_size=_EPISODES_AT_ONCE if batched else None)
 
 
@@ -217,10 +200,6 @@ def _score_episode(method: Method, words, labels, support, query, trained):
 def _embed(methods: tuple[Method, ...], trained, features):
     regions = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
     return tuple(method.embed(t, regions) for method, t in zip(methods, trained, strict=True))
-
-
-def _embed_support(method: Method, trained, words, images, labels):
-    return method.embed_support(trained, images, labels, words)
 
 
 def require_finite(name: str, scores: np.ndarray) -> None:

@@ -204,12 +204,11 @@ def evaluate_alone(
     """{"method.metric": float32 [E]} of one method, e.g. a peer, on the fixed novel episodes.
 
     ``variables`` are those of the trained model, where the method uses it or the backbone was trained with it.
-    ``InputError`` for a method that needs validation labels.
     """
-    if METHODS[name].tuned or METHODS[name].calibrated:
-        raise InputError(f"{name} needs validation labels: name it in config.eval.methods")
     views = inputs.feature_views(run, variables)
     methods, stores = open_methods(config, n_shot, views["base"], variables, (name,))
+    if methods[name].tuned or methods[name].calibrated:
+        return evaluate_run(config, views, n_shot, methods, stores)[1]
     trained = {name: trained_of(methods[name], stores)}
     sizes = {"n_episodes": config.eval.episodes, "n_shot": n_shot, "n_query": config.eval.n_query}
     scores = evaluate.score_episodes(methods, trained, views["novel"], key=novel_key(config.seed, n_shot), **sizes)
@@ -249,7 +248,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str 
             results.append(entry | {"provenance": comes_from})
             if parallel.is_first():
                 if results_in is None:
-                    save_for_prediction(workdir, run, n_shot, {"episodes": {"variables": variables}} | stores)
+                    kept = {store for method in methods.values() if not method.control for store in method.stores}
+                    kept = {"episodes": {"variables": variables}} | {store: stores[store] for store in sorted(kept)}
+                    save_for_prediction(workdir, run, n_shot, kept)
                 write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
                 write_json(out / "results.json", results)
     print(evaluate.results_table(results))

@@ -43,11 +43,11 @@ class Trained(NamedTuple):
     """The methods as they were trained for one shot count."""
 
     n_shot: int  # K
-    methods: Mapping[str, Method]  # name -> method, those whose stores are there
+    methods: Mapping[str, Method]  # name -> method, those whose stores are there, without controls
     stores: Mapping[str, Any]  # store -> what its training gave
     tuned: Mapping[str, float]  # method -> the value that was chosen on validation labels
     calibration: Mapping[str, tuple[float, float]]  # method -> slope and intercept of its probabilities
-    validation: Mapping[str, float]  # method -> Ma-AP on validation labels, a fraction; those that were evaluated
+    validation: Mapping[str, float]  # method -> Ma-AP on validation labels, a fraction, of those that were evaluated
 
 
 class Predictor(NamedTuple):
@@ -135,12 +135,14 @@ def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, back
     expected = _shapes(model, images, features, stores)
     _need_shapes(file, {name: tree for name, tree in stores.items() if name in expected}, expected)
     every = defaults.create_methods(config, entry["n_shot"], tuple(METHODS))
+    every = {name: method for name, method in every.items() if not method.control}
     there = {name: method for name, method in every.items() if stores.keys() >= set(method.stores)}
     for name, method in there.items():
         if not expected.keys() >= set(method.stores):
             _need_usable(file, name, method, stores, features)
     calibration = {name: tuple(values) for name, values in entry["calibration"].items()}
-    return Trained(entry["n_shot"], there, stores, entry["tuned"], calibration, entry["validation_macro_ap"])
+    validation = {name: ap for name, ap in entry["validation_macro_ap"].items() if name in every}
+    return Trained(entry["n_shot"], there, stores, entry["tuned"], calibration, validation)
 
 
 def _describe_run(path: Path) -> dict[str, Any]:

@@ -27,8 +27,11 @@ JOINED = ("region_word_ridge_lcm", "base_ridge", "lcm_ridge")
 
 def create(model, *names, **options):
     """Methods, each with those of the options that it has."""
-    options = {"model": model, "n_components": 6, "thresholds": THRESHOLDS} | options
-    fields = {name: {field.name for field in dataclasses.fields(METHODS[name])} for name in names}
+    options = {"model": model, "n_components": 6, "thresholds": THRESHOLDS, "tune_learning_rate": 0.02} | options
+    fields = {
+        name: {f.name for f in dataclasses.fields(METHODS[name]) if f.name == "model" or not f.metadata.get("fixed")}
+        for name in names
+    }
     return {name: methods.create(name, **{k: v for k, v in options.items() if k in fields[name]}) for name in names}
 
 
@@ -49,7 +52,12 @@ def setting():
 def trained_by(setting, made):
     """What each method is given as ``trained``; the tuned leaf holds all candidates."""
     _, variables, _, _, fitted = setting
-    stores = {"episodes": {"variables": variables}, "fitted": fitted and fitted._asdict()}
+    untrained = jax.tree.map(jnp.negative, variables)
+    stores = {
+        "episodes": {"variables": variables},
+        "untrained": {"variables": untrained},
+        "fitted": fitted and fitted._asdict(),
+    }
     return {name: methods.trained_of(method, stores, method.candidates()) for name, method in made.items()}
 
 
@@ -70,13 +78,21 @@ def classify(queries, prototypes):
 
 def test_every_method_equals_the_same_episode_done_by_hand(setting):
     model, variables, split, features, fitted = setting
-    scores = scores_of(setting, names=(*EVERY_RUN, *JOINED))
+    names = (*EVERY_RUN, *JOINED)
+    scores = scores_of(setting, names=names, tune_epochs=0)  # tuned: tests/methods/test_lcm.py
     episodes = sample_episodes(jax.random.split(jax.random.key(7))[0], split.labels, n_episodes=5, n_shot=2, n_query=3)
     kernels = {name: np.asarray(layer["kernel"]) for name, layer in variables["params"]["joint"].items()}
     words = split.word_vectors @ kernels["a_text"]
     prototypes = jax.jit(lambda u, y, keep: model.apply(variables, u, y, words, keep, method="prototypes"))
     f = features.astype(np.float32).reshape(N, 4, 6)
     mean = f.mean((0, 1))
+
+    def by_minus(support, pooled, y):
+        """The untrained model of ``trained_by``."""
+        minus = jax.tree.map(jnp.negative, variables)
+        regions, joint_words = support @ -kernels["a_visual"], -words
+        return classify(pooled @ -kernels["a_visual"], model.apply(minus, regions, y, joint_words, method="prototypes"))
+
     for e, (s, q) in enumerate(zip(*map(np.asarray, episodes), strict=True)):
         y = split.labels[s]
         np.testing.assert_array_equal(scores.labels[e], split.labels[q])
@@ -92,6 +108,7 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
         expected = {
             "zero_shot": classify(pooled, words),
             "base": classify(pooled, prototypes(u, y, everything)),
+            "base_untrained": by_minus(f[s], f[q].mean(1), y),
             "prototypes": classify(g_q, [g_s[y[:, c]].mean(0) for c in range(C)]),
             "prototypes_centered": classify(x_q, [x_s[y[:, c]].mean(0) for c in range(C)]),
             "ridge": x_q @ coefficients + y.mean(0),
@@ -110,14 +127,15 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
             priors = [0.5 * (c - c.mean(1, keepdims=True)) for c in (unit(u.mean(1)) @ p.T, unit(pooled) @ p.T)]
             dual, left_out = word_ridge.solve(x_s @ x_s.T, priors[0], y, 1.0)
             expected[name] = word_ridge.standardised(priors[1] + x_q @ x_s.T @ dual, left_out, y)
-        assert set(scores.methods) == {*expected, "lcm"}
+        assert set(scores.methods) == {*expected, "lcm", "lcm_untuned", "lcm_random_scores"}
         for name, value in expected.items():
             # float32 sums in another order; logits up to 10, standardised scores divided by a spread of about 0.1
             np.testing.assert_allclose(scores.methods[name][e], value, atol=2e-4, err_msg=name)
         for t, threshold in enumerate(THRESHOLDS):
             keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=threshold).keep
             value = classify(pooled, prototypes(u, y, np.asarray(keep).reshape(len(s), -1)))
-            np.testing.assert_allclose(scores.methods["lcm"][t, e], value, atol=2e-5)
+            for name in ("lcm", "lcm_untuned"):
+                np.testing.assert_allclose(scores.methods[name][t, e], value, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,7 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
         ("zero_shot", "base", "lcm"),
         thresholds=(0.5, 0.6),
         selection=selection,
+        tune_epochs=0,
     )
     # theta = 0.5 keeps all; float32 in another program
     np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-6)
@@ -206,7 +225,7 @@ def test_embedding_in_batches_keeps_order(setting):
     for name in ("ridge", "region_word_ridge"):
         np.testing.assert_allclose(arrays[name]["pooled"], features[rows].astype(np.float32).mean((1, 2)), atol=1e-6)
     assert arrays["lcm"]["joint"].shape == (N, 4, 8) and arrays["region_word_ridge"]["regions"].shape == (N, 4, 6)
-    assert arrays["lcm"] is arrays["base"] and len(embedded) == 3  # what is alike is computed once
+    assert arrays["lcm"] is arrays["lcm_untuned"] and len(embedded) == 5  # what is alike is computed once
 
 
 def test_the_fit_is_on_all_base_images(setting):
@@ -234,7 +253,8 @@ def test_calibration_is_logistic_regression(setting):
 def test_summary_and_table(setting):
     names = (*EVERY_RUN, *JOINED)
     made, scores = create(setting[0], *names), scores_of(setting, 8, names)
-    scores = scores._replace(methods=scores.methods | {"lcm": scores.methods["lcm"][2]})
+    at_one_theta = {name: value[2] for name, value in scores.methods.items() if made[name].tuned}
+    scores = scores._replace(methods=scores.methods | at_one_theta)
     calibration = {name: (1.0, -1.0) for name, method in made.items() if method.calibrated}
     summary, values = evaluate.summarise(made, scores, calibration)
     assert tuple(summary["methods"]) == names
