@@ -1,5 +1,7 @@
 """Label prototypes from the support set's local features, guided by the label's word (paper section 4.3)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ class CrossAttention(nn.Module):
     n_heads: int  # n_a; each head sees d_joint / n_heads channels, keys and values alike
     dropout: float  # rate inside the MLP
     skip: bool  # a skip connection around the MLP (ours; the paper's equation 14 has none)
-    anchor: bool  # start as the plain mean of the local features: uniform attention, no MLP
+    anchor: bool  # start as the plain mean of the local features: uniform attention, identity layers, no MLP
     separate: bool = False  # standard attention, as in WGA: linear layers K_j and V_j make keys and values
 
     @nn.compact
@@ -27,8 +29,9 @@ class CrossAttention(nn.Module):
         query = query.reshape(-1, self.n_heads, d // self.n_heads)  # [C, heads, d_a]
         keys = values = regions.reshape(-1, self.n_heads, d // self.n_heads)  # [M, heads, d_a]
         if self.separate:
-            keys = nn.Dense(d, use_bias=False, name="key")(regions).reshape(keys.shape)
-            values = nn.Dense(d, use_bias=False, name="value")(regions).reshape(values.shape)
+            layer = functools.partial(nn.Dense, d, use_bias=False, kernel_init=_identity_if(self.anchor))
+            keys = layer(name="key")(regions).reshape(keys.shape)
+            values = layer(name="value")(regions).reshape(values.shape)
         logits = jnp.einsum("chd,mhd->chm", query, keys) / jnp.sqrt(d / self.n_heads)
         self.sow("intermediates", "logits", logits)  # read by ``model.attention_values``
         attention = _masked_softmax(logits, mask[:, None, :])  # [C, heads, M]
@@ -169,6 +172,10 @@ class Prototypes(nn.Module):
         if self.balance and self.dynamic and self.attention != "none":
             return unit(attended) + self.balance * unit(convolved)
         return attended + convolved
+
+
+def _identity_if(anchor: bool):
+    return (lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)) if anchor else nn.initializers.lecun_normal()
 
 
 def _zeros_if(anchor: bool):

@@ -11,7 +11,7 @@ def published_rows() -> list[dict[str, Any]]:
     """All rows; do not change them.
 
     Each has "dataset", "n_shot", "method", "backbone", "words", "paper", "table", "macro_ap", and where published
-    "micro_ap", "macro_f1", "micro_f1" and fields of an unusual setting. Rows that a report shows beside a run's own
+    "micro_ap", F1, precision and recall ("macro_f1", ..) and fields of an unusual setting. Rows that a report shows beside a run's own
     results also have "url" and "photos", the paper's address and its images.
     """
     found = package_json("published.json")
