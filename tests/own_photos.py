@@ -15,6 +15,7 @@ from mlfsic_jax.run import classifier, evaluate, experiment, inputs
 from tests import made_up
 from tests.tiny import TINY
 
+FOR_PHOTOS = tuple(name for name, method in METHODS.items() if not method.control)
 WORDS = (*made_up.FOLDER_LABELS, "kelp", "sun", "umbrella")
 # The least of each method that has to train; steps in one program are 50 or 100.
 BRIEF = {
@@ -27,7 +28,7 @@ BRIEF = {
 }
 
 
-def folder_run(root, methods=tuple(name for name, method in METHODS.items() if not method.control)):
+def folder_run(root, methods=FOR_PHOTOS):
     """A run on made-up photos with a frozen backbone and GloVe: config and workdir."""
     made_up.make_folder(root / "photos", "labels", per_label=10)
     rng = np.random.default_rng(0)

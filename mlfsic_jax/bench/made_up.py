@@ -13,7 +13,7 @@ from mlfsic_jax.core.episodes import sample_episodes
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.features import View
 from mlfsic_jax.run.inputs import PhotoBackbone
-from mlfsic_jax.run.step import Objective, create_optimizer, create_train_state, read_batch, train_step
+from mlfsic_jax.run.step import Objective, create_optimizer, create_train_state, read_batch, train_steps
 from mlfsic_jax.system import parallel
 
 COCO = (26690, 52, 40000)  # images, labels and positives of its train split
@@ -104,8 +104,8 @@ def training_step(model: BaseModel, split: View):
 
     def step():
         nonlocal state
-        batch = jax.tree.map(lambda x: x[None], read_batch(split, *next(episodes)))
-        state, losses = train_step(state, key, batch, split.word_vectors, objective, shared=shared)
+        batch = read_batch(split, *(rows[None, None] for rows in next(episodes)))
+        state, losses = train_steps(state, key, batch, split.word_vectors, objective, shared=shared)
         return losses
 
     return step, params, read_batch(split, *next(episodes))

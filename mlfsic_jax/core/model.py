@@ -72,6 +72,8 @@ class BaseModel(nn.Module):
         prototypes = "must be True where attention is none: there is nothing else to make prototypes of"
         anchored = self.attention in ("channelwise", "standard", "global") or not self.anchor
         named, rule = one_of(self.attention, ATTENTIONS)
+        if not anchored:
+            rule = "must be channelwise, standard or global where anchor is True"
         require(
             self,
             **positive(self, "scale", "n_heads", "d_dynamic", "n_dynamic"),

@@ -11,8 +11,8 @@ def published_rows() -> list[dict[str, Any]]:
     """All rows; do not change them.
 
     Each has "dataset", "n_shot", "method", "backbone", "words", "paper", "table", "macro_ap", and where published
-    "micro_ap", F1, precision and recall ("macro_f1", ..) and fields of an unusual setting. Rows that a report shows beside a run's own
-    results also have "url" and "photos", the paper's address and its images.
+    "micro_ap", F1, precision and recall ("macro_f1", ..) and fields of an unusual setting. Rows that a report shows
+    beside a run's own results also have "url" and "photos", the paper's address and its images.
     """
     found = package_json("published.json")
     paper, url = {"paper": found["paper"]}, found["url"]

@@ -20,13 +20,14 @@ from mlfsic_jax.run import evaluate, inputs, loop
 from mlfsic_jax.run.checkpoint import Checkpoints
 from mlfsic_jax.run.config import create_methods, lcm_options, validate
 from mlfsic_jax.run.saved import save_for_prediction
-from mlfsic_jax.run.step import Objective, TrainState, create_optimizer, create_train_state, read_batch, train_step
+from mlfsic_jax.run.step import Objective, TrainState, create_optimizer, create_train_state, read_batch, train_steps
 from mlfsic_jax.run.workdir import claim, episodes_file, open_workdir, provenance
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import write_arrays, write_json
 from mlfsic_jax.system.untrusted import expand
 
+_CALL_BYTES = 2**28  # of inputs in one call of ``train_steps``; another waits on the host meanwhile
 # Keys of one run's random streams, folded into jax.random.key(config.seed).
 _INIT, _EPISODES, _NOISE, _VALIDATION, _SWEEP, _TEST = range(6)
 
@@ -79,12 +80,16 @@ class Episodes(loop.Stage):
         sizes = {"n_shot": self._n_shot, "n_query": self._config.train.n_query}
         episodes = sample_episodes(key, train.labels, n_episodes=self.per_epoch * self._per_step, **sizes)
         mine = parallel.share(self._per_step) if self._shared else slice(None)
-        of_epoch = (np.asarray(x).reshape(self.per_epoch, self._per_step, -1)[first:, mine] for x in episodes)
-        return parallel.prefetch(lambda rows: read_batch(train, *rows), zip(*of_epoch, strict=True))
+        by_step = [np.asarray(x).reshape(self.per_epoch, self._per_step, -1)[:, mine] for x in episodes]
+        of_step = train.inputs(np.zeros(1, int)).nbytes * sum(rows[0].size for rows in by_step)
+        in_call = max(1, min(self.per_epoch, _CALL_BYTES // of_step))
+        starts = range(first, self.per_epoch, in_call)
+        calls = [[rows[i : i + in_call].swapaxes(0, 1) for rows in by_step] for i in starts]
+        return parallel.prefetch(lambda rows: read_batch(train, *rows), calls)
 
     def step(self, state: TrainState, batch):
         words = self._run.splits["train"].word_vectors
-        return train_step(state, self._noise_key, batch, words, self._objective, shared=self._shared)
+        return train_steps(state, self._noise_key, batch, words, self._objective, shared=self._shared)
 
     def validate(self, state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
         config, variables = self._config, state.variables()

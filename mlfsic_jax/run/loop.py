@@ -1,6 +1,7 @@
-"""Epochs of steps and validations, resumable after every step."""
+"""Epochs of steps and validations, resumable between any two calls of the device."""
 
 import abc
+import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,11 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """The epoch's batches from number ``first`` on."""
+        """Batches for the epoch's steps from number ``first`` on; of one or several steps each."""
 
     @abc.abstractmethod
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-        """(the next state, losses): scalars, or a tuple of them."""
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+        """(the state after the steps of a batch, their losses: float [T, ...])."""
 
     @abc.abstractmethod
     def validate(self, state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
@@ -47,8 +48,8 @@ class Stage(abc.ABC):
 def run(stage: Stage, state: TrainState, checkpoints: Checkpoints, log_file: Path) -> tuple[dict, TrainState]:
     """Runs a stage from its last checkpoint to the last epoch: (the best step's metrics, its state).
 
-    Each validation writes a line to ``log_file`` and a checkpoint. SIGTERM or SIGINT writes a checkpoint after the step
-    under way and raises ``KeyboardInterrupt``.
+    Each validation writes a line to ``log_file`` and a checkpoint. SIGTERM or SIGINT writes a checkpoint after the
+    steps under way and raises ``KeyboardInterrupt``.
 
     Raises:
       InputError: a loss or a parameter is not finite, or a checkpoint cannot be written.
@@ -61,11 +62,12 @@ class _Loop:
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: Checkpoints, log_file: Path):
         self._stage, self._state, self._checkpoints = stage, state, checkpoints
-        self.done, self.losses = 0, []  # steps; their losses since the last validation
+        self.done, self.losses = 0, []  # steps; their losses since the last validation, [T, ...] for each batch
         latest = checkpoints.latest()
         if latest is not None:
             self._state, self.done = checkpoints.restore(latest, state), latest
-            self.losses = checkpoints.metrics(latest).get("losses", [])  # of a checkpoint between two validations
+            if losses := checkpoints.metrics(latest).get("losses"):  # of a checkpoint between two validations
+                self.losses = [np.asarray(losses, np.float32)]
             epoch, step = divmod(self.done, stage.per_epoch)
             at = f", step {step} of {stage.per_epoch}" if step else ""
             print(f"{stage.name}: continuing at epoch {epoch} of {stage.epochs}{at}", flush=True)
@@ -74,7 +76,7 @@ class _Loop:
     def run(self) -> tuple[dict, TrainState]:
         stage = self._stage
         remaining = range(self.done // stage.per_epoch, stage.epochs)
-        note = f"stopping: writing a checkpoint after this step of {stage.name} training"
+        note = f"stopping: writing a checkpoint after the steps under way of {stage.name} training"
         progress = track(remaining, total=len(remaining), description=f"training, {stage.name}", unit="epochs")
         with parallel.stop_requests(note) as asked_to_stop:
             for epoch in progress:
@@ -94,21 +96,21 @@ class _Loop:
         """The epoch's remaining steps; whether to stop after the validation that follows."""
         stopping = False
         for batch in self._stage.batches(epoch, self.done % self._stage.per_epoch):
-            self._state, loss = self._stage.step(self._state, batch)
-            self.losses.append(loss)
-            self.done += 1
-            # Two steps under way at most: each holds its photos or features.
-            self._require_finite(self.losses[-2:][:1], self.done - len(self.losses[-2:]))
+            self._state, losses = self._stage.step(self._state, batch)
+            self.losses.append(losses)
+            self.done += len(losses)
+            # Two batches under way at most: each holds its photos or features.
+            self._require_finite(self.losses[-2:][:1], self.done - sum(map(len, self.losses[-2:])))
             stopping = asked_to_stop(self.done)
             if stopping and not (validates and self.done % self._stage.per_epoch == 0):
                 self._require_all_finite()
-                self._save({"losses": jax.tree.map(float, jax.device_get(self.losses))}, stopping)
+                self._save({"losses": self._all_losses().tolist()}, stopping)
         return stopping
 
     def _validate(self, epoch: int, stopping: bool) -> None:
         self._require_all_finite()
-        losses = np.asarray(jax.device_get(self.losses), np.float32)  # those of a checkpoint are Python's floats
-        metrics = {"epoch": epoch + 1, "step": self.done, **self._stage.validate(self._state, self.done, losses)}
+        found = self._stage.validate(self._state, self.done, self._all_losses())
+        metrics = {"epoch": epoch + 1, "step": self.done, **found}
         self.losses = []
         self._log.write(metrics)
         self._save(metrics, stopping)
@@ -119,14 +121,17 @@ class _Loop:
             self._checkpoints.close()
             raise KeyboardInterrupt(signal.SIGTERM)
 
+    def _all_losses(self) -> np.ndarray:
+        return np.concatenate(jax.device_get(self.losses))
+
     def _require_all_finite(self) -> None:
-        self._require_finite(self.losses, self.done - len(self.losses))
+        self._require_finite(self.losses, self.done - sum(map(len, self.losses)))
         if not _all_finite(self._state):
             self._fail(f"the parameters after step {self.done} are not finite")
 
-    def _require_finite(self, values: list, first: int) -> None:
-        """``values`` are the losses of the steps from ``first`` on, counted from 0."""
-        for number, value in enumerate(jax.device_get(values), first):
+    def _require_finite(self, losses: list, first: int) -> None:
+        """``losses`` are those of the steps from ``first`` on, counted from 0."""
+        for number, value in enumerate(itertools.chain.from_iterable(jax.device_get(losses)), first):
             if not np.isfinite(value).all():
                 epoch, in_epoch = divmod(number, self._stage.per_epoch)
                 shown, how = ", ".join(map(str, np.ravel(value))), self._stage.drawn_with(epoch, in_epoch)

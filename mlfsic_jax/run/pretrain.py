@@ -122,7 +122,8 @@ class Pretraining(loop.Stage):
         return parallel.prefetch(lambda rows: (*self._read(rows), self._truth[rows]), mine)
 
     def step(self, state: TrainState, batch):
-        return pretrain_step(state, self._noise_key, *batch, model=self._model, optimizer=self._optimizer)
+        state, loss = pretrain_step(state, self._noise_key, *batch, model=self._model, optimizer=self._optimizer)
+        return state, loss[None]
 
     def validate(self, state: TrainState, done: int, losses: np.ndarray) -> dict[str, float]:
         scores = evaluate.map_batches(_probabilities, self._model, self._held_out, self._read, state.variables())

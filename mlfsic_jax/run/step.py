@@ -1,4 +1,4 @@
-"""One training step on episodes (paper section 4.4), mapped over the devices."""
+"""Training steps on episodes (paper section 4.4), scanned on the devices and mapped over them."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The episodes of one training step, see ``BaseModel.losses``; all arrays have a leading axis [E]."""
+    """The episodes of T training steps, see ``BaseModel.losses``; all arrays have leading axes [E, T]."""
 
     support: jax.Array
     query: jax.Array
@@ -50,7 +50,7 @@ class Objective:
 
 
 def read_batch(view: View, support: np.ndarray, query: np.ndarray) -> Batch:
-    """Reads the images int [E, S] and int [E, Q] of a training step."""
+    """Reads the images int [E, T, S] and int [E, T, Q] of T training steps."""
     return Batch(view.inputs(support), view.inputs(query), view.labels[support], view.labels[query])
 
 
@@ -83,23 +83,33 @@ def initial_state(variables: dict, optimizer, pretrained=None) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
 
 
-def train_step(state: TrainState, key, batch: Batch, word_vectors, objective: Objective, *, shared: bool = True):
-    """One update, averaged over the episodes of the step: (the new ``TrainState``, (L_cm, L_query)).
+def train_steps(state: TrainState, key, batch: Batch, word_vectors, objective: Objective, *, shared: bool = True):
+    """T updates, each averaged over the episodes of its step: (the new ``TrainState``, losses).
 
     Args:
       state: is donated.
       key: of the run's dropout and augmentation; the number of the episode in the run is folded in.
-      batch: the step's episodes; where they are shared, those of this process.
+      batch: the episodes of T steps; where they are shared, those of this process.
       word_vectors: float32 [C, d_w].
-      objective: defines the losses, which are averaged over all episodes.
+      objective: defines the losses, which are averaged over all episodes of a step.
       shared: map the episodes, a multiple of the devices, over them; else every device computes all.
+
+    Returns:
+      (state, float32 [T, 2]): L_cm and L_query of each step.
     """
     if shared:
         batch = parallel.shard(batch)
     of_episodes = parallel.SHARDED if shared else parallel.REPLICATED
     specs = (parallel.REPLICATED, parallel.REPLICATED, of_episodes, parallel.REPLICATED)
-    step = parallel.pmapped(_step, objective, shared, specs=specs, out_specs=parallel.REPLICATED, donate=(0,))
-    return step(state, key, batch, word_vectors)
+    steps = parallel.pmapped(_steps, objective, shared, specs=specs, out_specs=parallel.REPLICATED, donate=(0,))
+    return steps(state, key, batch, word_vectors)
+
+
+def _steps(objective: Objective, shared: bool, state: TrainState, key, batch: Batch, word_vectors):
+    def step(state, t):
+        return _step(objective, shared, state, key, jax.tree.map(lambda x: x[:, t], batch), word_vectors)
+
+    return jax.lax.scan(step, state, jnp.arange(batch.support.shape[1]))
 
 
 def _step(objective: Objective, shared: bool, state: TrainState, key, batch: Batch, word_vectors):
@@ -130,4 +140,4 @@ def _step(objective: Objective, shared: bool, state: TrainState, key, batch: Bat
     grads, (cm, query_loss, batch_stats) = parallel.mean(results)
     updates, opt_state = objective.optimizer.update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), (cm, query_loss)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), jnp.stack([cm, query_loss])

@@ -74,7 +74,7 @@ def made(tmp_path_factory):
             make(folder, patch)
     assert not (folder / "runs" / "demo.md").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "train_step", lambda *args, **options: pytest.fail("trained again"))
+        patch.setattr(experiment, "train_steps", lambda *args, **options: pytest.fail("trained again"))
         patch.setattr(experiment, "evaluate_run", lambda *args, **options: pytest.fail("evaluated again"))
         return folder, tiny(folder), make(folder, patch)
 

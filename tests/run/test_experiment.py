@@ -39,7 +39,7 @@ def test_a_whole_run_writes_its_results(undisturbed):
 
 def test_a_finished_run_is_not_trained_again(undisturbed, monkeypatch):
     folder, results = undisturbed
-    monkeypatch.setattr(experiment, "train_step", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(experiment, "train_steps", lambda *args, **options: pytest.fail("trained again"))
     files = ("results.json", "episodes_1shot.safetensors", "model_1shot.safetensors")
     before = [(folder / "run" / file).read_bytes() for file in files]
     again = train_and_evaluate(longer(folder), folder / "run")

@@ -18,6 +18,12 @@ from mlfsic_jax.system.errors import InputError
 from tests.tiny import acting, longer, without_paths
 
 
+@pytest.fixture(autouse=True)
+def one_step_a_call(monkeypatch):
+    """As in ``undisturbed``: a run can be stopped between any two steps."""
+    monkeypatch.setattr(experiment, "_CALL_BYTES", 0)
+
+
 def test_nothing_is_compiled_after_the_first_epoch(undisturbed, monkeypatch):
     folder, _ = undisturbed
     compiled, at_save = [], []
@@ -56,7 +62,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(undisturbed, monkey
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "train_step", acting(experiment.train_step, at_step + 1, stop)[0])
+        patch.setattr(experiment, "train_steps", acting(experiment.train_steps, at_step + 1, stop)[0])
         with pytest.raises(Stop):
             train_and_evaluate(config, workdir)
     assert without_paths(train_and_evaluate(config, workdir)) == without_paths(results)
@@ -71,9 +77,9 @@ def test_a_signal_writes_a_checkpoint_after_the_step_and_the_run_goes_on(
     folder, _ = undisturbed
     workdir = folder / f"asked_{at_step}"
     config = longer(folder)
-    asked, steps = acting(experiment.train_step, at_step, lambda: os.kill(os.getpid(), number))
+    asked, steps = acting(experiment.train_steps, at_step, lambda: os.kill(os.getpid(), number))
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "train_step", asked)
+        patch.setattr(experiment, "train_steps", asked)
         with pytest.raises(KeyboardInterrupt) as interrupt:
             train_and_evaluate(config, workdir)
         assert interrupt.value.args == (number,)
@@ -90,18 +96,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(undisturbed, monkeypatch):
     folder, _ = undisturbed
     workdir = folder / "not_finite"
     drawn = []
-    read, step = experiment.read_batch, experiment.train_step
+    read, step = experiment.read_batch, experiment.train_steps
 
     def noted(split, support, query):
         drawn.append((support, query))
         return read(split, support, query)
 
     def poisoned(state, *args, **options):
-        state, (cm, query_loss) = step(state, *args, **options)
-        return state, (cm, jnp.where(state.step == 5, jnp.nan, query_loss))
+        state, losses = step(state, *args, **options)
+        return state, losses.at[:, 1].set(jnp.where(state.step == 5, jnp.nan, losses[:, 1]))
 
     monkeypatch.setattr(experiment, "read_batch", noted)
-    monkeypatch.setattr(experiment, "train_step", poisoned)
+    monkeypatch.setattr(experiment, "train_steps", poisoned)
     with pytest.raises(InputError) as error:
         train_and_evaluate(longer(folder), workdir)
     message = str(error.value)
@@ -111,21 +117,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(undisturbed, monkeypatch):
     ((data,),) = [json.loads(found) for found in re.findall(r"uint32\((\[.*?\])\)", message)]
     labels = inputs.load(longer(folder)).splits["train"].labels
     episode = sample_episode(jax.random.wrap_key_data(jnp.uint32(data)), labels, n_shot=1, n_query=1)
-    np.testing.assert_array_equal(episode.support, drawn[4][0][0])
-    np.testing.assert_array_equal(episode.query, drawn[4][1][0])
+    np.testing.assert_array_equal(episode.support, drawn[4][0][0, 0])
+    np.testing.assert_array_equal(episode.query, drawn[4][1][0, 0])
 
 
 def test_parameters_that_are_not_finite_are_never_saved(undisturbed, monkeypatch):
     folder, _ = undisturbed
     workdir = folder / "parameters"
-    step = experiment.train_step
+    step = experiment.train_steps
 
     def poisoned(state, *args, **options):
         state, losses = step(state, *args, **options)
         spoilt = jax.tree.map(lambda x: jnp.where(state.step == 4, jnp.inf, x), state.params)
         return state._replace(params=spoilt), losses
 
-    monkeypatch.setattr(experiment, "train_step", poisoned)
+    monkeypatch.setattr(experiment, "train_steps", poisoned)
     with pytest.raises(InputError, match=r"the parameters after step 4 are not finite; the last good .* of step 2 in"):
         train_and_evaluate(longer(folder), workdir)
     assert [path.name for path in (workdir / "checkpoints_1shot").iterdir()] == ["2"]
