@@ -57,10 +57,11 @@ class LCM(LCMOptions, Base):
 
     def embed_support(self, trained, images, labels, words):
         """A_visual and A_text after the fit, "tuned"; regions and words in their space; "lcm", the raw scores."""
-        words = self.words_of_scores(words)
-        options = {"epochs": self.tune_epochs, "learning_rate": self.tune_learning_rate}
-        variables = tune(self.model, trained["variables"], images["pooled"], labels, words, **options)
-        regions = self.model.apply(variables, images["features"].astype(jnp.float32)[:, None], method="regions")
+        words, variables, regions = self.words_of_scores(words), trained["variables"], images["joint"]
+        if self.tune_epochs:
+            options = {"epochs": self.tune_epochs, "learning_rate": self.tune_learning_rate}
+            variables = tune(self.model, variables, images["pooled"], labels, words, **options)
+            regions = self.model.apply(variables, images["features"].astype(jnp.float32)[:, None], method="regions")
         words = self.model.apply(variables, words, method="words")
         scores = self.model.lcm_scores(regions, labels, words, self)
         return {"tuned": variables["params"]["joint"], "tuned_regions": regions, "tuned_words": words, "lcm": scores}

@@ -79,13 +79,13 @@ def published(fields: Mapping | None, n_shot: int) -> dict | None:
 
 
 def _main_table(config, *, dataset: str) -> Table:
-    has_photos = dataset != "scenes"
+    in_paper = dataset in _PHOTOS
 
     def of(*fields):
-        return published_as(*fields, dataset=dataset) if has_photos else None
+        return published_as(*fields, dataset=dataset) if in_paper else None
 
     rows = [Row("classifier", "classifier", published=of("ResNet-50 classifier", ""))]
-    if has_photos:
+    if in_paper:
         networks = {"resnet101": "ResNet-101", "vit_b_16": "ViT", "resnet50_vit_b_16": "ResNet-50 + ViT"}
         rows += [
             Row(f"classifier, {name}", "classifier", (_backbone(config, field),), of(f"{name} classifier", "", name))
@@ -101,7 +101,7 @@ def _main_table(config, *, dataset: str) -> Table:
         *_both(published=of),
         *_forms(),
     ]
-    if has_photos:
+    if in_paper:
         rows += _both(", mirrorBERT", _words(config, "mirrorbert"), lambda name: of(name, "mirrorBERT"))
     shown = {*(row.method for row in rows), *_OURS}
     others = [name for name, method in METHODS.items() if not method.on_request and name not in shown]
@@ -111,7 +111,8 @@ def _main_table(config, *, dataset: str) -> Table:
         note += f" 1-shot numbers are those of WGA's paper. {_LOST.format('table 1')}"
     if dataset == "imaterialist":
         note += f" {_LOST.format('table 13')}"
-    return Table(f"All methods, {dataset if has_photos else 'generated scenes'}", _against("Base", rows), note)
+    what = {"scenes": "generated scenes", "folder": "own photos"}.get(dataset, dataset)
+    return Table(f"All methods, {what}", _against("Base", rows), note)
 
 
 def _laso_protocol(config) -> Table:
@@ -312,10 +313,11 @@ _OTHERS = (
 TABLES: dict[str, Callable[[ConfigDict], Table]] = {
     **{name: functools.partial(_main_table, dataset=name) for name in _PHOTOS},
     "demo": functools.partial(_main_table, dataset="scenes"),
+    "folder": functools.partial(_main_table, dataset="folder"),
     **{table.__name__.removeprefix("_"): table for table in _OTHERS},
 }
 DEFAULT_CONFIGS = {
     **dict.fromkeys(TABLES, "configs/coco.py"),
-    **{name: f"configs/{name}.py" for name in (*_PHOTOS, "demo")},
+    **{name: f"configs/{name}.py" for name in (*_PHOTOS, "demo", "folder")},
     "laso_protocol": "configs/coco.py:laso",
 }

@@ -128,6 +128,9 @@ class Run:
     backbone: str = "resnet50"  # see backbones.BACKBONES
     backbone_weights: str = "published"  # those in data_dir; or a file; empty: random, for one that is trained
     train_backbone: bool = False  # False: frozen, local features cached; True: trained end to end from photos
+    # A trained backbone keeps the batch statistics of its weights: for small episodes, and for files whose batch norm
+    # is folded into the convolutions, which statistics of their own would undo.
+    freeze_batch_norm: bool = False
     augment: bool = True  # of the photos, when the backbone is trained
     compute_dtype: str = ""  # of the backbone: "float32", "bfloat16", or empty: bfloat16 on GPU and TPU
 

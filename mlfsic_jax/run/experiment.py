@@ -239,7 +239,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str 
         out.mkdir(parents=True, exist_ok=True)
         run = inputs.load(config)
         fields = config.to_dict()
-        settings = {name: fields[name] for name in ("train_backbone", "model", "train")}
+        settings = {name: fields[name] for name in ("train_backbone", "freeze_batch_norm", "model", "train")}
         settings["lcm"] = fields["lcm"] if config.lcm.during_training else None
         claim(workdir, config, settings | {"inputs": run.identity})
         _check_feasible(config, run)

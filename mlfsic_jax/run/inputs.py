@@ -43,13 +43,14 @@ class PhotoBackbone(nn.Module):
     std: tuple[float, float, float]  # likewise
     augment: bool = False  # in training
     dtype: str = "float32"  # what the network computes in; its parameters and batch statistics stay float32
+    freeze_batch_norm: bool = False  # keep its batch statistics in training
 
     @nn.compact
     def __call__(self, photos, train: bool = False):
         photos = photos.astype(jnp.float32) / 255
         if train and self.augment:
             photos = augment(self.make_rng("augment"), photos)
-        photos = normalise(photos, self.mean, self.std)
+        photos, train = normalise(photos, self.mean, self.std), train and not self.freeze_batch_norm
         if self.dtype == "float32" or self.is_initializing():
             return self.network(photos, train)
         cast = functools.partial(jax.tree.map, lambda x: x.astype(self.dtype))
@@ -193,7 +194,8 @@ def load_backbone(config: ConfigDict, axis_name=None) -> tuple[PhotoBackbone, di
     """
     spec = backbones.BACKBONES[config.backbone]
     network, dtype = backbones.create_backbone(config.backbone, axis_name), compute_dtype(config)
-    photo_backbone = PhotoBackbone(network, spec.mean, spec.std, config.augment, dtype)
+    options = config.augment, dtype, config.freeze_batch_norm
+    photo_backbone = PhotoBackbone(network, spec.mean, spec.std, *options)
     path = weights_path(config)
     if not path:
         return photo_backbone, None, "random"

@@ -86,3 +86,21 @@ def test_peers_get_the_features_of_a_trained_backbone():
     for view in views.values():
         np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
         assert view.labels is split.labels
+
+
+def test_frozen_batch_norm_trains_all_but_its_statistics(photos, variables):
+    backbone = photo_backbone("float32").clone(freeze_batch_norm=True)
+
+    def features(params):
+        return backbone.apply(variables | {"params": params}, photos, True, mutable=["batch_stats"])
+
+    gradient, updates = jax.jit(jax.grad(lambda p: (lambda y, u: ((y**2).mean(), u))(*features(p)), has_aux=True))(
+        variables["params"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    assert all(jnp.abs(x).max() > 0 for x in jax.tree.leaves(gradient["network"]["encoder_0_0"]))
+    # As it is used afterwards; with statistics of its own the batch would come out otherwise.
+    as_used = photo_backbone("float32").apply(variables, photos)
+    np.testing.assert_allclose(features(variables["params"])[0], as_used, atol=1e-6)
+    own, _ = photo_backbone("float32").apply(variables, photos, True, mutable=["batch_stats"])
+    assert jnp.abs(own - as_used).max() > 1e-2
