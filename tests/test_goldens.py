@@ -70,7 +70,18 @@ def assert_golden(name, results, places=0):
 
 def test_a_tiny_run_on_scenes_gives_its_golden_numbers(tmp_path):
     """Of a model that hardly moves from where it starts: Adam magnifies what another compilation rounds otherwise."""
-    config = scenes(tmp_path, shots=(1, 5), **{"train.learning_rate": 1e-12})
+    before = (
+        "zero_shot",
+        "prototypes",
+        "prototypes_centered",
+        "ridge",
+        "word_ridge",
+        "region_word_ridge",
+        "base",
+        "lcm",
+    )
+    untuned = {"lcm.tune_epochs": 0, "eval.methods": before}  # as LCM was then
+    config = scenes(tmp_path, shots=(1, 5), **{"train.learning_rate": 1e-12}, **untuned)
     assert_golden("tiny", train_and_evaluate(config, tmp_path / "run"))
 
 

@@ -255,7 +255,11 @@ def _wga(config) -> Table:
 
 
 def _reading(_) -> Table:
-    rows = [*_both(), Row("LCM, raw scores", "lcm", ({"lcm.score_scaling": "none"},), against="LCM")]
+    rows = [
+        *_both(),
+        Row("Base, untrained", "base_untrained"),
+        Row("LCM, raw scores", "lcm", ({"lcm.score_scaling": "none"},), against="LCM"),
+    ]
     for title, changes in {
         ", without skip connection": {"model.skip": False, "model.anchor": False},
         ", anchored": {"model.anchor": True, "model.skip": True},
@@ -264,7 +268,8 @@ def _reading(_) -> Table:
         ", LCM during training": {"lcm.during_training": True},
     }.items():
         base, lcm = _both(title, changes)
-        rows += [base, lcm._replace(against="LCM")]
+        untrained = Row(f"{base.name}, untrained", "base_untrained", (changes,), against=base.name)
+        rows += [untrained, base, lcm._replace(against=base.name)]
     return Table("Our reading of what the paper leaves open", _against("Base", rows))
 
 
