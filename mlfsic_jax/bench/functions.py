@@ -15,6 +15,8 @@ from mlfsic_jax.core.episodes import sample_episodes
 from mlfsic_jax.core.functional import cosine_logits
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import Prototypes
+from mlfsic_jax.methods import METHODS
+from mlfsic_jax.methods import lcm as lcm_method
 from mlfsic_jax.system import parallel
 
 
@@ -69,6 +71,25 @@ def lcm_select(quick: bool) -> Iterator[Case]:
             work=work,
             per=many / few,
             targets={"ratio": 1.05},  # no slower, but for noise
+        )
+
+
+def tuning(quick: bool) -> Iterator[Case]:
+    """LCM's fit of A_visual and A_text to the support of one episode with VOC's 6 novel labels, default epochs."""
+    n_labels, n, d = (3, 16, 8) if quick else (6, 1280, 512)
+    model, method = BaseModel(d_joint=d, n_heads=2), METHODS["lcm"]
+    options = {"epochs": 2 if quick else method.tune_epochs, "learning_rate": method.tune_learning_rate}
+    for n_shot in (1, 2) if quick else (1, 5):
+        n_images = n_shot * n_labels
+        features, labels, words, kernel = made_up.lcm_case(n_images, 2, n, n_labels, d)
+        words, pooled = words[:, : made_up.WORD_WIDTH], features.mean(axis=(1, 2))
+        joint = {"a_visual": {"kernel": kernel / n**0.5}, "a_text": {"kernel": kernel[: words.shape[1]]}}
+        tune = jax.jit(functools.partial(lcm_method.tune, model, **options))
+        yield Case(
+            f"tuning on {n_images} x {n}, {n_labels} labels, {options['epochs']} epochs",
+            functools.partial(tune, {"params": {"joint": joint}}, pooled, labels, words),
+            {"its projections, there and back": functools.partial(_there_and_back, options["epochs"], pooled, kernel)},
+            work=4.0 * options["epochs"] * n_images * n * d,
         )
 
 
@@ -152,6 +173,15 @@ def one_episode(model: BaseModel, support, labels, word_vectors, queries):
     keep = lcm.select_positions(model.lcm_scores(regions, labels, words, lcm.LCMOptions()), 0.53, scale=model.scale)
     prototypes = model.prototypes(regions, labels, words, keep)
     return cosine_logits(model.regions(queries)[:, 0], prototypes, model.scale)
+
+
+def _there_and_back(times, x, kernel):
+    return [_projection_and_gradient(x, kernel) for _ in range(times)]
+
+
+@jax.jit
+def _projection_and_gradient(x, kernel):
+    return x.T @ (x @ kernel)
 
 
 @jax.jit

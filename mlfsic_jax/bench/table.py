@@ -12,8 +12,9 @@ from mlfsic_jax.bench.measure import Case, Row, machine, measure, peaks
 from mlfsic_jax.system.errors import InputError
 
 _CASES = (
-    *(functions.sample_episode, programs.features, functions.lcm_select, functions.prototypes, programs.training),
-    *(programs.training_memory, programs.training_end_to_end, programs.evaluation, functions.scaling, functions.growth),
+    *(functions.sample_episode, programs.features, functions.lcm_select, functions.tuning, functions.prototypes),
+    *(programs.training, programs.training_memory, programs.training_end_to_end),
+    *(programs.evaluation, functions.scaling, functions.growth),
 )
 CASES: dict[str, Callable[[bool], Iterator[Case]]] = {case.__name__: case for case in _CASES}
 
