@@ -66,6 +66,8 @@ class ZeroShot(Episodic):
 class Base(Episodic):
     """The Base model: prototypes from all local features (section 4.3)."""
 
+    against: ClassVar[str] = "base_untrained"
+
     def fit(self, trained, images, labels, words):
         words = self._apply(trained, words, method="words")
         return {"prototypes": self._apply(trained, images["joint"], labels, words, method="prototypes")}
@@ -80,6 +82,7 @@ class BaseUntrained(Base):
 
     stores: ClassVar[tuple[str, ...]] = ("untrained",)
     control: ClassVar[bool] = True
+    against: ClassVar[str] = ""
 
 
 def init(model: BaseModel, key, features, words) -> dict:

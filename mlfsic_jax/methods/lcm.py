@@ -31,6 +31,7 @@ class LCM(LCMOptions, Base):
 
     tune_epochs: int = 20  # section 5.1.2's number for the test phase; a step of Adam on the whole support each
     tune_learning_rate: float = 3e-4  # of Adam; the paper gives none
+    tune_visual: bool = True  # False fits A_text alone
     # candidates for theta, which is chosen on validation labels
     thresholds: tuple[float, ...] = (0.51, 0.52, 0.53, 0.54, 0.55, 0.57, 0.60, 0.65)
 
@@ -59,8 +60,9 @@ class LCM(LCMOptions, Base):
         """A_visual and A_text after the fit, "tuned"; regions and words in their space; "lcm", the raw scores."""
         words, variables, regions = self.words_of_scores(words), trained["variables"], images["joint"]
         if self.tune_epochs:
-            options = {"epochs": self.tune_epochs, "learning_rate": self.tune_learning_rate}
+            options = {"epochs": self.tune_epochs, "learning_rate": self.tune_learning_rate, "visual": self.tune_visual}
             variables = tune(self.model, variables, images["pooled"], labels, words, **options)
+        if self.tune_epochs and self.tune_visual:
             regions = self.model.apply(variables, images["features"].astype(jnp.float32)[:, None], method="regions")
         words = self.model.apply(variables, words, method="words")
         scores = self.model.lcm_scores(regions, labels, words, self)
@@ -170,20 +172,26 @@ class BaseTuned(LCMAllTuned):
         return {}
 
 
-def tune(model: BaseModel, variables, pooled, labels, words, *, epochs: int, learning_rate: float) -> dict[str, Any]:
+def tune(
+    model: BaseModel, variables, pooled, labels, words, *, epochs: int, learning_rate: float, visual: bool = True
+) -> dict[str, Any]:
     """Fits A_visual and A_text to a support set by the CM loss, a step of Adam per epoch; returns new ``variables``.
 
     Takes pooled features of the backbone, float [S, n], labels, 0/1 or bool [S, C], and word vectors, float [C, d_w].
+    Without ``visual`` A_visual stays.
     """
+    joint = variables["params"]["joint"]
+    fixed = {} if visual else {"a_visual": joint["a_visual"]}
 
-    def cm_loss(joint, _):
-        tuned = _with_joint(variables, joint)
+    def cm_loss(fitted, _):
+        tuned = _with_joint(variables, fixed | fitted)
         images = model.apply(tuned, pooled[:, None, None], method="regions")[:, 0]
         by_words = cosine_logits(images, model.apply(tuned, words, method="words"), model.scale)
         return binary_cross_entropy(by_words, labels).sum()  # eq 3
 
-    joint, _ = adam(cm_loss, variables["params"]["joint"], jnp.arange(epochs), learning_rate=learning_rate)
-    return _with_joint(variables, joint)
+    fitted = {name: layer for name, layer in joint.items() if name not in fixed}
+    fitted, _ = adam(cm_loss, fitted, jnp.arange(epochs), learning_rate=learning_rate)
+    return _with_joint(variables, fixed | fitted)
 
 
 def _with_joint(variables, joint) -> dict[str, Any]:

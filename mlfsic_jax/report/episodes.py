@@ -15,7 +15,8 @@ from mlfsic_jax.core.model import attention_values
 from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import View
 from mlfsic_jax.methods import Method
-from mlfsic_jax.methods.episodic import LCM, Episodic
+from mlfsic_jax.methods.episodic import Episodic
+from mlfsic_jax.methods.lcm import LCM
 from mlfsic_jax.report import figures
 from mlfsic_jax.run import evaluate, inputs, saved
 from mlfsic_jax.run.experiment import novel_key
@@ -198,7 +199,11 @@ def _choose(trained: saved.Trained) -> tuple[str, str | None]:
     explaining = [name for name, method in methods.items() if type(method).explain is not Method.explain]
     attending = [name for name, method in methods.items() if isinstance(method, Episodic) and not method.on_request]
     explained = max(explaining or methods, key=trained.validation.get)
-    return explained, max(attending, key=lambda name: isinstance(methods[name], LCM), default=None)
+
+    def preferred(name):
+        return name == "lcm", isinstance(methods[name], LCM)
+
+    return explained, max(attending, key=preferred, default=None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
