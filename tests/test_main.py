@@ -14,7 +14,7 @@ import pytest
         (["--config=configs/demo.py", "--config.train.epochs=many"], "config.train.epochs=many"),
         (["--config=configs/demo.py", "--config.model.dropout=2"], "config.model.dropout = 2.0: must be in [0, 1)"),
         (["--config=configs/absent.py"], "configs/absent.py"),
-        (["--config=configs/voc.py:gpu"], "no variant 'gpu': choose one of cpu, deploy, paper, finetune"),
+        (["--config=configs/voc.py:gpu"], "no variant 'gpu': choose one of cpu, anchored, deploy, paper, finetune"),
         (["--config=configs/demo.py", "extra"], "unexpected argument 'extra'"),
         ([], "--config is missing"),
     ],

@@ -271,7 +271,6 @@ def test_a_run_of_other_methods_has_a_page_too(workdir, results, tmp_path):
     for names in (
         ("ridge", "lcm"),
         ("region_word_ridge", "word_ridge"),
-        ("ridge", "zero_shot"),
         ("ridge", "prototypes"),
     ):
         copy = tmp_path / "-".join(names)

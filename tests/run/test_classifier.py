@@ -11,7 +11,7 @@ from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import classifier, experiment, inputs, saved
 from mlfsic_jax.run.classifier import fit
 from mlfsic_jax.system.errors import InputError
-from tests.own_photos import BRIEF, assert_like_evaluation
+from tests.own_photos import BRIEF, FOR_PHOTOS, assert_like_evaluation
 
 
 def test_probabilities_are_those_of_evaluation(model, frozen):
@@ -89,7 +89,7 @@ def test_words_of_new_labels(model, support, tmp_path):
 def test_the_meaning_of_a_name_counts(model, support):
     photos, labels = support
     renamed = [["sun" if name == "kelp" else name for name in ([x] if isinstance(x, str) else x)] for x in labels]
-    for method in METHODS:
+    for method in ("ridge", "region_word_ridge", "lcm", "classifier", "pla_words", "pla"):  # with words, and without
         a, b = (fit(model, photos, names, method=method).predict(photos).probabilities for names in (labels, renamed))
         assert np.allclose(a, b) == (not METHODS[method].needs_words), method
 
@@ -133,7 +133,7 @@ def test_a_method_that_was_not_trained_says_how_to_get_it(exported_scenes, tmp_p
     labels = ["red star", "red star", "green triangle"]
     with pytest.raises(InputError) as caught:
         fit(model, photos, labels, method="maml")
-    evaluated = [name for name, method in METHODS.items() if not method.on_request]
+    evaluated = [name for name in FOR_PHOTOS if not METHODS[name].on_request]
     assert str(caught.value) == (
         f"method maml has to learn from labels of the dataset first, and {run} was trained without it: run its "
         f"""training command again with --config.eval.methods="({",".join(f"'{x}'" for x in (*evaluated, "maml"))})\""""
@@ -147,6 +147,11 @@ def test_a_method_that_was_not_trained_says_how_to_get_it(exported_scenes, tmp_p
     assert few.note.startswith("method maml: chosen by you (")
     assert "it learned from the base labels of scenes" in few.note
     assert few.predict(photos).probabilities.shape == (3, 2)
+
+
+def test_a_control_labels_no_photos(model, support):
+    with pytest.raises(InputError, match="method lcm_random_scores is a control for evaluations and labels no photos"):
+        fit(model, *support, method="lcm_random_scores")
 
 
 def test_which_regions_decided(model, support):

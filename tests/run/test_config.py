@@ -54,7 +54,7 @@ def test_the_fields_of_the_model_are_those_of_the_config():
         ),
         (
             {"model.attention": "simple", "model.anchor": True},
-            "config.model.attention = 'simple': must be channelwise or global where anchor is True",
+            "config.model.attention = 'simple': must be channelwise, standard or global where anchor is True",
         ),
         ({"model.query_loss_on": "support"}, "config.model.query_loss_on = 'support': must be one of query, both"),
         ({"model.query_top": -1}, "config.model.query_top = -1: must be at least 0"),

@@ -281,7 +281,7 @@ def test_lasos_protocol_draws_supports_of_its_own_and_queries_all_the_rest(setti
     model, _, split, features, fitted = setting
     may_support = np.arange(N) % 3 == 0
     laso = split._replace(support=may_support)
-    made = create(model, *EVERY_RUN)
+    made = create(model, "ridge", "region_word_ridge", "base", "lcm")
     trained, options = trained_by(setting, made), {"key": jax.random.key(3), "n_episodes": 3, "n_shot": 2, "n_query": 1}
     whole = evaluate.score_episodes(made, trained, laso, **options)
     assert whole.labels.shape == (3, (~may_support).sum(), C)

@@ -101,6 +101,7 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on():
         next(results)
 
 
+@pytest.mark.slow  # as are two processes of two devices
 def test_four_devices_are_one_device(one_device):
     run(command(one_device / "four", one_device / "cache"), n_devices=4)
     assert_same_training(results(one_device / "four"), results(one_device / "one"))
