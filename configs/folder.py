@@ -6,7 +6,8 @@ DIR holds labels.csv (columns file, labels; several labels as sand|sea), or one 
 COCO's format, or one sub-folder per label. The labels are split at random (``--config.data.seed``), or as a JSON file
 says: ``--config.data.split=split.json`` with {"train": [..], "validation": [..], "novel": [..]}.
 
-MobileNetV2, frozen, for machines without an accelerator. Run on made-up photos, in tests. To label photos with a model
+MobileNetV2, frozen, for machines without an accelerator. Run on 5,074 COCO photos with 18 labels (docs/findings.md):
+6 minutes on 2 CPU cores once the features are cached. To label photos with a model
 that is already trained, nothing needs to be trained here.
 """
 
@@ -24,7 +25,8 @@ def get_config(arg: str = ""):
     config.data.split = "auto"
     config.data.policy = "leakfree"  # train images have no validation or novel label, validation images no novel one
     config.backbone = "mobilenet_v2"
-    config.train.epochs = 20
-    config.train.warmup_epochs = 1
-    config.train.validate_every = 2
+    config.model.d_dynamic = 16  # this and the epochs as for VOC
+    config.train.epochs = 40
+    config.train.warmup_epochs = 2
+    config.train.validate_every = 5
     return config.lock()

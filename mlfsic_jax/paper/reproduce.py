@@ -39,7 +39,7 @@ def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[s
                 reason = textwrap.shorten(str(error).splitlines()[0], 240, placeholder=" ...")
                 print(f"{row.name}: not run: {error}", flush=True)
         made.lines.append(Line(row, values, reason))
-    if not any(line.values for line in made.lines):
+    if errors and not any(line.values for line in made.lines):
         raise errors[0]
     in_csv = list(entries(made))
     text = markdown(made, in_csv)

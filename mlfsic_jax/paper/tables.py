@@ -225,6 +225,22 @@ def _zero_shot(config) -> Table:
     return Table("Zero-shot, by word embedding (table 9)", _against(rows[0].name, rows), note)
 
 
+def _clip(config) -> Table:
+    networks = _backbone(config, "clip_vit_b_32") | _words(config, "clip")
+    rows = (*_both(", without CM loss", networks | {"model.cm_loss": False}), *_both(changes=networks))
+    rows = [row._replace(lost="table 6") for row in rows]
+    return Table("CLIP for photos and words (table 6)", _against("Base", rows), _LOST.format("table 6"))
+
+
+def _fspml(_) -> Table:
+    peers = {"classifier": ("ResNet-50 classifier", ""), "PLA": ("PLA", "learned"), "PLA with word vectors": ("PLA",)}
+    peers |= {"LaSO": ("LaSO", ""), "MAML": ("MAML", ""), "WGA": ("WGA",)}
+    models = {name: (name,) for name in _BOTH} | {f"{name}, mirrorBERT": (name, "mirrorBERT") for name in _BOTH}
+    rows = [Row(name, "", published=published_as(*of, split="FsPML")) for name, of in (peers | models).items()]
+    note = "FsPML's lists of labels are not at hand, so no row can be run. "
+    return Table("COCO in FsPML's split (table 2)", _against("Base", rows), note + _LOST.format("table 3"))
+
+
 def _seeds(config) -> Table:
     runs = tuple({"seed": config.seed + i} for i in range(N_SEEDS))
     rows = [row._replace(runs=runs) for row in _both(published=published_as)]
@@ -313,7 +329,7 @@ def _own_words(config, fields: Iterable[str]) -> dict[str, str]:
 _PHOTOS = ("voc", "coco", "nus_wide", "imaterialist")
 _OTHERS = (
     *(_laso_protocol, _components, _attention, _selection, _heads, _theta),
-    *(_backbones, _embeddings, _zero_shot, _seeds, _wga, _reading),
+    *(_backbones, _embeddings, _zero_shot, _clip, _fspml, _seeds, _wga, _reading),
 )
 TABLES: dict[str, Callable[[ConfigDict], Table]] = {
     **{name: functools.partial(_main_table, dataset=name) for name in _PHOTOS},

@@ -268,11 +268,7 @@ def test_published_numbers_are_in_the_table_and_the_chart(workdir, results, tmp_
 
 def test_a_run_of_other_methods_has_a_page_too(workdir, results, tmp_path):
     """As with ``config.eval.methods``: without a method that explains itself, without LCM, without both."""
-    for names in (
-        ("ridge", "lcm"),
-        ("region_word_ridge", "word_ridge"),
-        ("ridge", "prototypes"),
-    ):
+    for names in (("ridge", "lcm"), ("region_word_ridge", "word_ridge"), ("ridge", "prototypes")):
         copy = tmp_path / "-".join(names)
         shutil.copytree(workdir, copy)
         (copy / "results.json").write_text(json.dumps([evaluated(result, names) for result in results]))
