@@ -83,6 +83,8 @@ class Episodes(loop.Stage):
         by_step = [np.asarray(x).reshape(self.per_epoch, self._per_step, -1)[:, mine] for x in episodes]
         of_step = train.inputs(np.zeros(1, int)).nbytes * sum(rows[0].size for rows in by_step)
         in_call = max(1, min(self.per_epoch, _CALL_BYTES // of_step))
+        if self._run.model.backbone is not None and jax.default_backend() == "cpu":
+            in_call = 1  # XLA's convolutions are ten times as slow inside of a loop there
         starts = range(first, self.per_epoch, in_call)
         calls = [[rows[i : i + in_call].swapaxes(0, 1) for rows in by_step] for i in starts]
         return parallel.prefetch(lambda rows: read_batch(train, *rows), calls)

@@ -109,7 +109,11 @@ def _steps(objective: Objective, shared: bool, state: TrainState, key, batch: Ba
     def step(state, t):
         return _step(objective, shared, state, key, jax.tree.map(lambda x: x[:, t], batch), word_vectors)
 
-    return jax.lax.scan(step, state, jnp.arange(batch.support.shape[1]))
+    n_steps = batch.support.shape[1]
+    if n_steps == 1:
+        state, losses = step(state, 0)
+        return state, losses[None]
+    return jax.lax.scan(step, state, jnp.arange(n_steps))
 
 
 def _step(objective: Objective, shared: bool, state: TrainState, key, batch: Batch, word_vectors):
