@@ -15,7 +15,6 @@ from mlfsic_jax.core.episodes import sample_episodes
 from mlfsic_jax.core.functional import cosine_logits
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import Prototypes
-from mlfsic_jax.methods import METHODS
 from mlfsic_jax.methods import lcm as lcm_method
 from mlfsic_jax.system import parallel
 
@@ -77,7 +76,7 @@ def lcm_select(quick: bool) -> Iterator[Case]:
 def tuning(quick: bool) -> Iterator[Case]:
     """LCM's fit of A_visual and A_text to the support of one episode with VOC's 6 novel labels, default epochs."""
     n_labels, n, d = (3, 16, 8) if quick else (6, 1280, 512)
-    model, method = BaseModel(d_joint=d, n_heads=2), METHODS["lcm"]
+    model, method = BaseModel(d_joint=d, n_heads=2), lcm_method.LCM()
     options = {"epochs": 2 if quick else method.tune_epochs, "learning_rate": method.tune_learning_rate}
     for n_shot in (1, 2) if quick else (1, 5):
         n_images = n_shot * n_labels

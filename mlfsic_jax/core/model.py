@@ -80,10 +80,7 @@ class BaseModel(nn.Module):
             d_joint=(self.d_joint > 0 and not self.d_joint % max(self.n_heads, 1), "must be a multiple of n_heads"),
             dropout=(0 <= self.dropout < 1, "must be in [0, 1)"),
             skip=(self.skip or not self.anchor, "must be True where anchor is"),
-            attention=(
-                named and anchored,
-                rule if anchored else "must be channelwise, standard or global where anchor is True",
-            ),
+            attention=(named and anchored, rule),
             dynamic=(self.dynamic or self.attention != "none", prototypes),
             balance=(self.balance >= 0, "must be at least 0"),
             query_loss_on=one_of(self.query_loss_on, ("query", "both")),

@@ -1,6 +1,6 @@
 """The papers' models, trained by episodes (``run.loop``): words alone and Base; LCM is in ``methods.lcm``.
 
-WGA itself (Yan et al. 2022) is Base with ``BaseModel(attention="standard", dynamic=False)``.
+WGA itself (Yan et al. 2022) is Base with ``BaseModel(attention="standard", dynamic=False, skip=False)``.
 """
 
 import dataclasses

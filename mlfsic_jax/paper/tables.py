@@ -12,21 +12,11 @@ from mlfsic_jax.methods import METHODS
 
 N_SEEDS = 10  # section 5.4.3
 # Without skip, as its paper has it; its own training, since the standard layers start at random.
-WGA = {"model.attention": "standard", "model.dynamic": False, "model.skip": False, "model.balance": 0.0}
+WGA = {"model.attention": "standard", "model.dynamic": False, "model.skip": False}
 WGA_TRAINING = {"train.learning_rate": 1e-3, "train.epochs": 100, "train.warmup_epochs": 5, "train.validate_every": 5}
 # Fields that only published rows of an unusual setting have.
 _SETTING = ("split", "policy", "attention", "variant", "n_heads", "query_top")
 _BOTH = {"Base": "base", "LCM": "lcm"}
-# Controls, and the forms of LCM that show what its parts add.
-_FORMS = (
-    ("Base, untrained", "base_untrained", "Base"),
-    ("LCM, untuned", "lcm_untuned", "Base"),
-    ("LCM with random scores", "lcm_random_scores", "Base"),
-    ("LCM with permuted words", "lcm_permuted_words", "Base"),
-    ("LCM with random words", "lcm_random_words", "Base"),
-    ("Base, tuned", "base_tuned", "Base"),
-    ("LCM, all tuned", "lcm_all_tuned", "Base, tuned"),
-)
 # Methods of no paper; others that are evaluated by default follow by themselves.
 _OURS = ("zero_shot", "prototypes_centered", "logistic", "ridge", "region_word_ridge")
 _TITLES = {"zero_shot": "zero-shot", "prototypes_centered": "prototypes, centred", "logistic": "logistic regression"}
@@ -54,6 +44,18 @@ class Row(NamedTuple):
     published: Mapping | None = None  # of published_as
     against: str = ""  # name of the row that it is compared with, episode by episode
     lost: str = ""  # where a number was published that published.json lacks
+
+
+# Controls, and the forms of LCM that show what its parts add.
+_FORMS = (
+    Row("Base, untrained", "base_untrained", against="Base"),
+    Row("LCM, untuned", "lcm_untuned", against="Base"),
+    Row("LCM with random scores", "lcm_random_scores", against="Base"),
+    Row("LCM with permuted words", "lcm_permuted_words", against="Base"),
+    Row("LCM with random words", "lcm_random_words", against="Base"),
+    Row("Base, tuned", "base_tuned", against="Base"),
+    Row("LCM, all tuned", "lcm_all_tuned", against="Base, tuned"),
+)
 
 
 class Table(NamedTuple):
@@ -99,7 +101,7 @@ def _main_table(config, *, dataset: str) -> Table:
         Row("MAML, first-order", "maml_first_order"),
         Row("WGA", "base", (_wga_of(config),), of("WGA")),
         *_both(published=of),
-        *_forms(),
+        *_FORMS,
     ]
     if in_paper:
         rows += _both(", mirrorBERT", _words(config, "mirrorbert"), lambda name: of(name, "mirrorBERT"))
@@ -145,7 +147,7 @@ def _components(_) -> Table:
         Row("local features of queries, top 12", "base", ({"model.query_top": 12},), published_as("Base", **top)),
         base,
         lcm,
-        *_forms(),
+        *_FORMS,
     )
     return Table("Components (table 5, A.3.3)", _against("Base", rows), _LOST.format("table 5"))
 
@@ -156,8 +158,7 @@ def _attention(_) -> Table:
     for attention in ("simple", "standard", *titles):
         of = functools.partial(published_as, attention=attention)
         base, lcm = _both(f", {titles.get(attention, attention)}", {"model.attention": attention}, of)
-        untrained = Row(f"{base.name}, untrained", "base_untrained", base.runs, against=base.name)
-        rows += [untrained, base, lcm._replace(against=base.name)]
+        rows += [_untrained(base), base, lcm._replace(against=base.name)]
     return Table("Attention mechanisms (table 14)", _against("Base, channel-wise", rows))
 
 
@@ -256,10 +257,11 @@ def _wga(config) -> Table:
         "simple attention with local features": {"model.attention": "simple_local"},
     }
     of, wga = functools.partial(published_as, "WGA", paper="WGA, Yan et al. 2022"), _wga_of(config)
+    full = Row("WGA", "base", (wga,), of(variant="full"))
     rows = (
         *(Row(variant, "base", (wga | changes,), of(variant=variant)) for variant, changes in variants.items()),
-        Row("WGA", "base", (wga,), of(variant="full")),
-        Row("WGA, untrained", "base_untrained", (wga,)),
+        full,
+        _untrained(full),
         Row("WGA, fine-tuned on the support", "base_tuned", (wga,), of(variant="fine-tuned")),
         # What stands between WGA and Base, one by one.
         Row("WGA, with skip connection", "base", (wga | {"model.skip": True},)),
@@ -271,21 +273,18 @@ def _wga(config) -> Table:
 
 
 def _reading(_) -> Table:
-    rows = [
-        *_both(),
-        Row("Base, untrained", "base_untrained"),
-        Row("LCM, raw scores", "lcm", ({"lcm.score_scaling": "none"},), against="LCM"),
-    ]
+    base, lcm = _both()
+    rows = [base, lcm, _untrained(base)]
+    rows.append(Row("LCM, raw scores", "lcm", ({"lcm.score_scaling": "none"},), against="LCM"))
     for title, changes in {
         ", without skip connection": {"model.skip": False, "model.anchor": False},
         ", anchored": {"model.anchor": True, "model.skip": True},
-        ", p_att and p_dyn as they are": {"model.balance": 0.0},
+        ", p_att and p_dyn balanced": {"model.balance": 0.25},
         ", A_visual frozen": {"model.freeze_visual": True},
         ", LCM during training": {"lcm.during_training": True},
     }.items():
         base, lcm = _both(title, changes)
-        untrained = Row(f"{base.name}, untrained", "base_untrained", (changes,), against=base.name)
-        rows += [untrained, base, lcm._replace(against=base.name)]
+        rows += [_untrained(base), base, lcm._replace(against=base.name)]
     return Table("Our reading of what the paper leaves open", _against("Base", rows))
 
 
@@ -294,8 +293,9 @@ def _wga_of(config) -> dict:
     return WGA if config.train_backbone else WGA | WGA_TRAINING
 
 
-def _forms() -> list[Row]:
-    return [Row(name, method, against=against) for name, method, against in _FORMS]
+def _untrained(row: Row) -> Row:
+    """The control of a Base."""
+    return Row(f"{row.name}, untrained", "base_untrained", row.runs, against=row.name)
 
 
 def _both(title: str = "", changes: Mapping = {}, published: Callable = lambda _: None) -> list[Row]:

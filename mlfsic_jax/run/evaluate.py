@@ -120,12 +120,12 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     embedded = embed(methods, trained, view, rows)
     there = {key: parallel.replicate(images) for key, images in embedded.items()}
     words, labels_there = parallel.replicate((view.word_vectors, labels))
-    keys, sharing = {name: method.support_key(trained[name]) for name, method in methods.items()}, {}
+    sharing: dict[Hashable, str] = {}
     programs: dict[Hashable, dict[str, tuple[Method, str]]] = {}
     for name, method in methods.items():
-        shared = sharing.setdefault(keys[name], name)
-        # Programs that hold several methods are compiled sooner than one for each.
-        program = shared if method.on_request else method.batched
+        shared = sharing.setdefault(method.support_key(trained[name]), name)
+        # Programs that hold several methods are compiled sooner than one for each; those that share are in one.
+        program = shared if methods[shared].on_request else methods[shared].batched
         programs.setdefault(program, {})[name] = (method, shared)
     scores, statistics = {}, {}
     for members in programs.values():

@@ -65,9 +65,19 @@ class Episodes(loop.Stage):
         lcm = lcm_options(config) if config.lcm.during_training else None
         self._objective = Objective(run.model, optimizer, options.gamma, lcm, config.lcm.training_threshold)
         self._noise_key = parallel.replicate(self._key(_NOISE))
+        self._in_call = self._steps_in_call()
 
     def _key(self, stream: int) -> jax.Array:
         return stream_key(self._config.seed, self._n_shot, stream)
+
+    def _steps_in_call(self) -> int:
+        """How many steps a call of ``train_steps`` makes."""
+        if self._run.model.backbone is not None and jax.default_backend() == "cpu":
+            return 1  # XLA's convolutions are ten times as slow inside of a loop there
+        train, per_label = self._run.splits["train"], self._n_shot + self._config.train.n_query
+        n_images = self._per_step * per_label * train.labels.shape[1]
+        of_step = n_images * train.inputs(np.zeros(1, int)).nbytes
+        return max(1, min(self.per_epoch, _CALL_BYTES // of_step))
 
     def initial_state(self) -> TrainState:
         """Fresh parameters on every device."""
@@ -81,12 +91,8 @@ class Episodes(loop.Stage):
         episodes = sample_episodes(key, train.labels, n_episodes=self.per_epoch * self._per_step, **sizes)
         mine = parallel.share(self._per_step) if self._shared else slice(None)
         by_step = [np.asarray(x).reshape(self.per_epoch, self._per_step, -1)[:, mine] for x in episodes]
-        of_step = train.inputs(np.zeros(1, int)).nbytes * sum(rows[0].size for rows in by_step)
-        in_call = max(1, min(self.per_epoch, _CALL_BYTES // of_step))
-        if self._run.model.backbone is not None and jax.default_backend() == "cpu":
-            in_call = 1  # XLA's convolutions are ten times as slow inside of a loop there
-        starts = range(first, self.per_epoch, in_call)
-        calls = [[rows[i : i + in_call].swapaxes(0, 1) for rows in by_step] for i in starts]
+        starts = range(first, self.per_epoch, self._in_call)
+        calls = [[rows[i : i + self._in_call].swapaxes(0, 1) for rows in by_step] for i in starts]
         return parallel.prefetch(lambda rows: read_batch(train, *rows), calls)
 
     def step(self, state: TrainState, batch):
@@ -255,8 +261,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str 
             results.append(entry | {"provenance": comes_from})
             if parallel.is_first():
                 if results_in is None:
-                    kept = {store for method in methods.values() if not method.control for store in method.stores}
-                    kept = {"episodes": {"variables": variables}} | {store: stores[store] for store in sorted(kept)}
+                    kept = [store for method in methods.values() if not method.control for store in method.stores]
+                    kept = {"episodes": {"variables": variables}} | {store: stores[store] for store in kept}
                     save_for_prediction(workdir, run, n_shot, kept)
                 write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
                 write_json(out / "results.json", results)

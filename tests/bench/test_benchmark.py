@@ -40,13 +40,13 @@ def test_rows(name):
 
 
 def test_the_table_by_its_command():
-    command = [sys.executable, "-m", "mlfsic_jax.benchmark", "--quick", "--rows=prototypes"]
+    command = [sys.executable, "-m", "mlfsic_jax.benchmark", "--quick", "--rows=tuning, prototypes"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == ["measuring prototypes"]
+    assert done.stderr.splitlines() == ["measuring tuning", "measuring prototypes"]
     machine, columns, *lines = done.stdout.splitlines()
     assert "GFLOP/s" in machine and f"jax {jax.__version__}" in machine and columns.split()[0] == "seconds"
-    assert [line.split(",")[0] for line in lines] == ["prototypes"]
+    assert [line.split(",")[0] for line in lines] == ["tuning on 3 x 16", "tuning on 6 x 16", "prototypes"]
 
 
 def test_json(capsys):

@@ -183,10 +183,10 @@ def test_maps_are_those_of_the_public_function(opened, look):
     joint = tuned["params"]["joint"]
     words, projection = view.word_vectors @ joint["a_text"]["kernel"], joint["a_visual"]["kernel"]
     select = jax.jit(functools.partial(lcm_select, scale=config.model.scale, threshold=trained.tuned["lcm"]))
-    keep, score, _ = select(features, view.labels[look.support], words, projection=projection)
-    # A scan of 20 steps in float32, on features in float16: a few positions in a hundred are near theta.
-    np.testing.assert_allclose(look.maps["lcm"], score, rtol=0.02, atol=2e-3)
-    assert (look.maps["keep"] == keep).mean() > 0.97
+    rounded = features.astype(np.float16).astype(np.float32)  # as LCM keeps them
+    keep, score, _ = select(rounded, view.labels[look.support], words, projection=projection)
+    np.testing.assert_allclose(look.maps["lcm"], score, rtol=1e-3, atol=1e-5)  # a scan of 20 steps in float32
+    np.testing.assert_array_equal(look.maps["keep"], keep)
     assert look.maps["attention"].shape == (12, 6, *predictor.grid)
 
 
@@ -268,7 +268,12 @@ def test_published_numbers_are_in_the_table_and_the_chart(workdir, results, tmp_
 
 def test_a_run_of_other_methods_has_a_page_too(workdir, results, tmp_path):
     """As with ``config.eval.methods``: without a method that explains itself, without LCM, without both."""
-    for names in (("ridge", "lcm"), ("region_word_ridge", "word_ridge"), ("ridge", "prototypes")):
+    for names in (
+        ("ridge", "lcm"),
+        ("region_word_ridge", "word_ridge"),
+        ("ridge", "zero_shot"),
+        ("ridge", "prototypes"),
+    ):
         copy = tmp_path / "-".join(names)
         shutil.copytree(workdir, copy)
         (copy / "results.json").write_text(json.dumps([evaluated(result, names) for result in results]))

@@ -2,7 +2,6 @@
 
 import pytest
 
-from mlfsic_jax.run import experiment
 from mlfsic_jax.run.experiment import train_and_evaluate
 from mlfsic_jax.run.export import export
 from mlfsic_jax.run.saved import load
@@ -14,9 +13,7 @@ from tests.tiny import longer, scenes
 def undisturbed(tmp_path_factory):
     """The folder of a run that nothing interrupted, in ``run``, and its results."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "_CALL_BYTES", 0)
-        return folder, train_and_evaluate(longer(folder), folder / "run")
+    return folder, train_and_evaluate(longer(folder), folder / "run")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """A whole run: what it writes, and what it refuses before it begins."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import voc
+from mlfsic_jax.bench import made_up
 from mlfsic_jax.core.metrics import METRICS
+from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import experiment
 from mlfsic_jax.run.experiment import train_and_evaluate
@@ -61,3 +64,25 @@ def test_everything_missing_is_reported_at_once(tmp_path):
     fields = ("config.data.source", "config.labels.vectors", "config.backbone_weights")
     for part in (*fields, "host.robots.ox.ac.uk", "fetch voc", "fetch glove", "fetch mobilenet_v2"):
         assert part in str(caught.value)
+
+
+def test_the_steps_of_a_call_are_those_of_single_steps(tmp_path, monkeypatch):
+    """Cached features: as many steps a call as fit, and from any step on."""
+    config = longer(tmp_path, **{"train.episodes_per_epoch": 5})
+    features = np.arange(60 * 2 * 3, dtype=np.float16).reshape(60, 1, 2, 3)
+    train = made_up.view(features.__getitem__, made_up.one_label_each(60, 3))
+    run = SimpleNamespace(model=BaseModel(), splits={"train": train})
+
+    def batches(n_steps, first):
+        of_step = 3 * (1 + config.train.n_query) * features[0].nbytes
+        monkeypatch.setattr(experiment, "_CALL_BYTES", n_steps * of_step)
+        return list(experiment.Episodes(config, run, 1).batches(1, first))
+
+    one, two = batches(0, 0), batches(2, 0)
+    assert [batch.support.shape[:2] for batch in one] == [(1, 1)] * 5
+    assert [batch.support.shape[:2] for batch in two] == [(1, 2), (1, 2), (1, 1)]
+    for whole, parts in zip(zip(*two, strict=True), zip(*one, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(whole, axis=1), np.concatenate(parts, axis=1))
+    for resumed, expected in zip(batches(2, 2), two[1:], strict=True):
+        for got, there in zip(resumed, expected, strict=True):
+            np.testing.assert_array_equal(got, there)

@@ -18,12 +18,6 @@ from mlfsic_jax.system.errors import InputError
 from tests.tiny import acting, longer, without_paths
 
 
-@pytest.fixture(autouse=True)
-def one_step_a_call(monkeypatch):
-    """As in ``undisturbed``: a run can be stopped between any two steps."""
-    monkeypatch.setattr(experiment, "_CALL_BYTES", 0)
-
-
 def test_nothing_is_compiled_after_the_first_epoch(undisturbed, monkeypatch):
     folder, _ = undisturbed
     compiled, at_save = [], []
