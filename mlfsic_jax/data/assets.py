@@ -1,13 +1,28 @@
-"""Files that may be fetched: Pascal VOC, COCO and GloVe (``assets.json``), and the published weights of backbones.
+"""Files that may be fetched: datasets, word vectors, a text encoder (``assets.json``), published weights of backbones.
 
 ``mlfsic_jax.data.download`` fetches them; ``python -m mlfsic_jax.fetch --list`` prints the tables.
 """
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlfsic_jax.data.text import package_json
 from mlfsic_jax.system.errors import InputError
+
+
+class Wheel(NamedTuple):
+    """A file inside a wheel of the Python package index."""
+
+    requirement: str  # NAME==VERSION
+    members: tuple[str, ...]  # path in the wheel; if that is a zip archive, then the path in it, and so on
+    sha256: str  # hex digest of the file
+    size: int  # of the file, in bytes
+    wheel_sha256: str  # hex digest of the wheel, as the index lists it
+    wheel_size: int  # in bytes
+    filename: str  # in the data folder
+    licence: str = ""  # of the file, if another than the asset's
 
 
 class Asset(NamedTuple):
@@ -22,29 +37,58 @@ class Asset(NamedTuple):
     unpacked: int = 0  # about how many bytes the members take
     licence: str = ""  # a few words, shown before a download
     about: int = 0  # about how many bytes, where ``size`` is None; 0 if unknown
+    wheel: Wheel | None = None  # second source: the same file, or another one of the same use
+
+    @property
+    def sources(self) -> tuple["Asset | Wheel", ...]:
+        """The address, then the wheel if there is one: each with ``filename``, ``sha256`` and ``size``."""
+        return (self, self.wheel) if self.wheel else (self,)
 
 
-ASSETS = {
-    name: tuple(
-        Asset(**row | {"filename": row["url"].rsplit("/", 1)[1], "members": tuple(row["members"])}) for row in rows
-    )
-    for name, rows in package_json("assets.json").items()
-    if name != "source"
-}
+def _wheel(row: Mapping[str, Any], filename: str = "") -> Wheel:
+    members = tuple(row["members"])
+    return Wheel(**row | {"members": members, "filename": filename or members[-1].rsplit("/", 1)[1]})
 
 
-def weights(url: str, sha256: str, licence: str = "", about: int = 0) -> Asset:
+def _asset(row: Mapping[str, Any]) -> Asset:
+    filename = row.get("filename", row["url"].rsplit("/", 1)[1])
+    wheel = _wheel(row["wheel"], filename) if "wheel" in row else None
+    return Asset(**row | {"filename": filename, "members": tuple(row.get("members", ())), "wheel": wheel})
+
+
+_TABLES = package_json("assets.json")
+WHEELS = {name: _wheel(row) for name, row in _TABLES.pop("wheels of backbones").items()}  # of backbones of one file
+ASSETS = {name: tuple(map(_asset, rows)) for name, rows in _TABLES.items() if name != "source"}
+
+
+def weights(url: str, sha256: str, licence: str = "", about: int = 0, wheel: Wheel | None = None) -> Asset:
     """A file of published weights, stored under the last part of its address; fields as in ``Asset``."""
-    return Asset(url=url, filename=url.rsplit("/", 1)[1], sha256=sha256, licence=licence, about=about)
+    return Asset(url, url.rsplit("/", 1)[1], sha256, licence=licence, about=about, wheel=wheel)
 
 
 def with_backbones(backbones: Mapping[str, Any]) -> dict[str, tuple[Asset, ...]]:
     """``ASSETS`` and the weights of all backbones (the table ``BACKBONES``) that have published files."""
-    return ASSETS | {
-        name: tuple(weights(file.url, file.sha256, spec.licence, file.megabytes * 10**6) for file in spec.files)
-        for name, spec in backbones.items()
-        if spec.files
-    }
+    return ASSETS | {name: _backbone(name, spec.files, spec.licence) for name, spec in backbones.items() if spec.files}
+
+
+def _backbone(name: str, files: Iterable[Any], licence: str = "") -> tuple[Asset, ...]:
+    wheel = WHEELS.get(name)
+    return tuple(weights(file.url, file.sha256, licence, file.megabytes * 10**6, wheel) for file in files)
+
+
+def local(asset: Asset, folder: str | os.PathLike[str]) -> tuple[Path, Asset | Wheel] | None:
+    """The first file of an asset's sources that is in the data folder, with its source; None if none is there."""
+    found = ((Path(folder) / source.filename, source) for source in asset.sources)
+    return next(((path, source) for path, source in found if path.exists()), None)
+
+
+def local_weights(name: str, files: Iterable[Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Where the weights of a backbone are in the data folder: a path for each of its ``files`` in ``BACKBONES``.
+
+    It is the published file or, if only that is there, the file of the wheel, which may have other key names.
+    """
+    found = ((asset, local(asset, folder)) for asset in _backbone(name, files))
+    return [at[0] if at else Path(folder) / asset.filename for asset, at in found]
 
 
 def find(names: Iterable[str], table: Mapping[str, tuple[Asset, ...]]) -> list[Asset]:
@@ -56,13 +100,23 @@ def find(names: Iterable[str], table: Mapping[str, tuple[Asset, ...]]) -> list[A
 
 
 def describe(name: str, assets: Iterable[Asset]) -> str:
-    """A row of a table as text: name, size and licence, then one address per line."""
+    """A row of a table as text: name, size and licence, then a line for each address and for each second source."""
     sizes, unpacked = [asset.size or asset.about for asset in assets], sum(asset.unpacked for asset in assets)
     size = f"{_readable(sum(sizes))} to download" if all(sizes) else "of unknown size"
     if unpacked:
         size += f", {_readable(unpacked)} unpacked"
     licences = dict.fromkeys(asset.licence for asset in assets if asset.licence)
-    return "\n  ".join([f"{name}: {size}; {'; '.join(licences)}".rstrip("; "), *(asset.url for asset in assets)])
+    seconds = dict.fromkeys(_second_source(asset) for asset in assets if asset.wheel)
+    urls = (asset.url for asset in assets)
+    return "\n  ".join([f"{name}: {size}; {'; '.join(licences)}".rstrip("; "), *urls, *seconds])
+
+
+def _second_source(asset: Asset) -> str:
+    wheel = asset.wheel
+    kept = f", kept as {wheel.filename}" if wheel.filename != asset.filename else ""
+    licence = f"; {wheel.licence}" if wheel.licence else ""
+    of_index = f"the wheel {wheel.requirement} of the package index"
+    return f"second source: {of_index}, {_readable(wheel.wheel_size)}{kept}{licence}"
 
 
 def _readable(size: int) -> str:

