@@ -5,12 +5,14 @@ keys of the published weights (rule in ``weights.py``), and give it a row in ``B
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from flax import linen as nn
 
 from mlfsic_jax.backbones.clip import ClipResNet, ClipVisionTransformer
 from mlfsic_jax.backbones.conv4 import Conv4
+from mlfsic_jax.backbones.efficientnet_lite import EfficientNetLite
 from mlfsic_jax.backbones.inception import InceptionV3
 from mlfsic_jax.backbones.mobilenet import MobileNetV2
 from mlfsic_jax.backbones.pooled import Pooled
@@ -19,7 +21,8 @@ from mlfsic_jax.backbones.vit import VisionTransformer
 from mlfsic_jax.system.errors import InputError
 
 _RESNET50, _RESNET101 = ("resnet50-0676ba61", 103), ("resnet101-63fe2227", 179)
-_VIT_B_16, _VIT_B_32 = ("vit_b_16-c867db91", 346), ("vit_b_32-d86f8d99", 353)
+_VIT_16, _VIT_32 = ("vit_b_16-c867db91", 346), ("vit_b_32-d86f8d99", 353)
+_INCEPTION = ("inception_v3_google-0cc3c7bd", 109)
 _CLIP_RN50 = ("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", 256)
 _CLIP_VIT_B_32 = ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 354)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -46,6 +49,7 @@ class Spec:
     licence: str | None = None  # of the published weights, with their source
     image_size: int = 224  # side in pixels of the images that it was published for
     files: tuple[WeightsFile, ...] = ()  # published weights, one file per part; empty if it is trained from scratch
+    head: str | None = None  # key of the ImageNet classifier in that file, less ".weight"; None without one
 
     @property
     def pretrained(self) -> str | None:
@@ -53,11 +57,20 @@ class Spec:
         return f"{self.licence}: {' and '.join(file.url for file in self.files)}" if self.files else None
 
 
-def _torchvision(*files: tuple[str, int]) -> dict:
-    """``Spec`` fields for files of torchvision, given as (name that ends in the digest's start, megabytes)."""
-    of = "torchvision, BSD-3-Clause, trained on ImageNet-1k, whose images are for non-commercial research"
-    url = "https://download.pytorch.org/models"
-    return {"files": tuple(WeightsFile(f"{url}/{n}.pth", n.rpartition("-")[2], mb) for n, mb in files), "licence": of}
+def _published(folder: str, of: str, head: str | None, *files: tuple[str, int]) -> dict:
+    """``Spec`` fields for files under one address, given as (name that ends in the digest's start, megabytes)."""
+    found = tuple(WeightsFile(f"{folder}/{n}.pth", n.rpartition("-")[2], mb) for n, mb in files)
+    licence = f"{of}, trained on ImageNet-1k, whose images are for non-commercial research"
+    return {"files": found, "licence": licence, "head": head}
+
+
+_torchvision = functools.partial(_published, "https://download.pytorch.org/models", "torchvision, BSD-3-Clause")
+_timm = functools.partial(
+    _published,
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights",
+    "timm, Apache-2.0",
+    "classifier",
+)
 
 
 def _openai(sha256: str, name: str, megabytes: int) -> dict:
@@ -70,6 +83,12 @@ def _resnet101(axis_name: str | None) -> ResNet:
     return ResNet((3, 4, 23, 3), axis_name=axis_name)
 
 
+def _lite(width: float, depth: float, image_size: int, name: str, megabytes: int) -> Spec:
+    """EfficientNet-Lite at the size of the authors' code, in which pixels enter as (pixel - 127) / 128."""
+    create, mean, std = functools.partial(EfficientNetLite, width, depth), (127 / 255,) * 3, (128 / 255,) * 3
+    return Spec(create, mean, std, image_size=image_size, **_timm((name, megabytes)))
+
+
 def _resnet50_vit_b_16(axis_name: str | None) -> Pooled:
     """One location for every image: for classifiers on global features only."""
     return Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16)))
@@ -77,16 +96,21 @@ def _resnet50_vit_b_16(axis_name: str | None) -> Pooled:
 
 BACKBONES: dict[str, Spec] = {
     "conv4": Spec(Conv4, **_HALF),
-    "resnet50": Spec(ResNet, **_IMAGENET, **_torchvision(_RESNET50)),
-    "resnet101": Spec(_resnet101, **_IMAGENET, **_torchvision(_RESNET101)),
-    "mobilenet_v2": Spec(MobileNetV2, **_IMAGENET, **_torchvision(("mobilenet_v2-b0353104", 14))),
+    "resnet50": Spec(ResNet, **_IMAGENET, **_torchvision("fc", _RESNET50)),
+    "resnet101": Spec(_resnet101, **_IMAGENET, **_torchvision("fc", _RESNET101)),
+    "mobilenet_v2": Spec(MobileNetV2, **_IMAGENET, **_torchvision("classifier.1", ("mobilenet_v2-b0353104", 14))),
     # These weights are a port of the authors' own, for pixels in [-1, 1]: torchvision calls that transform_input.
-    "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision(("inception_v3_google-0cc3c7bd", 109))),
-    "vit_b_16": Spec(lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision(_VIT_B_16)),
-    "vit_b_32": Spec(lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision(_VIT_B_32)),
+    "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision("fc", _INCEPTION)),
+    "vit_b_16": Spec(lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision("heads.head", _VIT_16)),
+    "vit_b_32": Spec(lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision("heads.head", _VIT_32)),
     "clip_resnet50": Spec(ClipResNet, **_CLIP, **_openai(*_CLIP_RN50)),
     "clip_vit_b_32": Spec(lambda axis_name: ClipVisionTransformer(), **_CLIP, **_openai(*_CLIP_VIT_B_32)),
-    "resnet50_vit_b_16": Spec(_resnet50_vit_b_16, **_IMAGENET, **_torchvision(_RESNET50, _VIT_B_16)),
+    "resnet50_vit_b_16": Spec(_resnet50_vit_b_16, **_IMAGENET, **_torchvision(None, _RESNET50, _VIT_16)),
+    "efficientnet_lite0": _lite(1.0, 1.0, 224, "tf_efficientnet_lite0-0aa007d2", 19),
+    "efficientnet_lite1": _lite(1.0, 1.1, 240, "tf_efficientnet_lite1-bde8b488", 22),
+    "efficientnet_lite2": _lite(1.1, 1.2, 260, "tf_efficientnet_lite2-dcccb7df", 25),
+    "efficientnet_lite3": _lite(1.2, 1.4, 280, "tf_efficientnet_lite3-b733e338", 33),
+    "efficientnet_lite4": _lite(1.4, 1.8, 300, "tf_efficientnet_lite4-741542c3", 53),
 }
 
 

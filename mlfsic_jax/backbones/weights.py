@@ -5,7 +5,7 @@ and "__" an underscore. The last name changes from kernel or scale to weight, fr
 running_var. Thus ``layer1_0/conv2/kernel`` is ``layer1.0.conv2.weight`` and ``ln__1/scale`` is ``ln_1.weight``.
 Convolution kernels go from PyTorch's [out, in, h, w] to [h, w, in, out], dense kernels from [out, in] to [in, out].
 
-A backbone may have these class attributes:
+A backbone may have these attributes:
   key_prefix: the start of all its keys, such as "visual.".
   head_prefixes: starts of keys that it ignores. Any other unknown key is an error.
   former_names: part of a key in older files -> its present spelling.
@@ -26,7 +26,7 @@ from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from mlfsic_jax.backbones import create_backbone
+from mlfsic_jax.backbones import BACKBONES, create_backbone, how_to_get
 from mlfsic_jax.backbones._torch_file import read_pth
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, sha256
@@ -60,6 +60,34 @@ def load_weights(
         for collection, arrays in loaded.items():
             variables.setdefault(collection, {})[f"parts_{i}"] = arrays
     return variables
+
+
+def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the ImageNet classifier from the published weights file of ``name``, one of ``BACKBONES``.
+
+    Returns weight float32 [1000, n] and bias float32 [1000]: ``weight @ features + bias`` are the logits of ILSVRC's
+    classes in their order. ``InputError`` for a backbone without such a classifier, and a file without it or damaged.
+    """
+    module, spec = create_backbone(name), BACKBONES[name]
+    if spec.head is None:
+        known = ", ".join(other for other, row in BACKBONES.items() if row.head)
+        raise InputError(f"the weights of {name} hold no ImageNet classifier: choose one of {known}")
+    state = _present_names(read_state_dict(path), getattr(module, "former_names", {}))
+    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
+    features, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
+    arrays = []
+    for key, shape in ((f"{spec.head}.weight", (1000, features.shape[-1])), (f"{spec.head}.bias", (1000,))):
+        array = state.get(key)
+        found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+        if array is not None and array.shape == shape and jnp.issubdtype(array.dtype, jnp.floating):
+            with np.errstate(over="ignore"):  # as in ``to_variables``
+                arrays.append(array.astype(np.float32))
+            if np.isfinite(arrays[-1]).all():
+                continue
+            found = "NaN or infinity in places"
+        wanted = f"{path} holds no ImageNet classifier of {name}: {key} is {found}, not float {list(shape)}"
+        raise InputError(f"{wanted}; {how_to_get(name)}")
+    return arrays[0], arrays[1]
 
 
 def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:

@@ -5,12 +5,14 @@ differ only in the order of summation, about 4e-6 after fifty layers; 1e-4 leave
 shifted by one pixel shows as 0.1 to 1 and batch norm's epsilon 1e-3 in place of 1e-5 as 1e-2.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from mlfsic_jax.backbones import ClipResNet, Conv4, InceptionV3, MobileNetV2, ResNet, create_backbone
+from mlfsic_jax.backbones import ClipResNet, Conv4, EfficientNetLite, InceptionV3, MobileNetV2, ResNet, create_backbone
 from mlfsic_jax.backbones.weights import load_weights, to_variables
 
 torch = pytest.importorskip("torch")
@@ -119,6 +121,75 @@ class TorchMobileNetV2(nn.Module):
 
     def forward(self, x):
         return self.features(x)
+
+
+class TorchSameConv(nn.Conv2d):
+    """Padded so that every side n becomes ceil(n / stride), an odd pixel below and to the right, as in TensorFlow."""
+
+    def forward(self, x):
+        padding = []
+        for side in (3, 2):
+            n, k, stride = x.shape[side], self.kernel_size[side - 2], self.stride[side - 2]
+            total = max((-(-n // stride) - 1) * stride + k - n, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(x, padding))
+
+
+class TorchLiteBlock(nn.Module):
+    def __init__(self, n_in, n_out, expansion, stride, kernel):
+        super().__init__()
+        hidden, layers = n_in * expansion, []
+        if expansion != 1:
+            layers.append(("conv_pw", nn.Conv2d(n_in, hidden, 1, bias=False)))
+        layers.append(("conv_dw", TorchSameConv(hidden, hidden, kernel, stride, groups=hidden, bias=False)))
+        layers.append(("conv_pw" if expansion == 1 else "conv_pwl", nn.Conv2d(hidden, n_out, 1, bias=False)))
+        self.names, self.shortcut = [name for name, _ in layers], stride == 1 and n_in == n_out
+        for i, (name, conv) in enumerate(layers, 1):
+            self.add_module(name, conv)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(conv.out_channels, eps=1e-3))
+
+    def forward(self, x):
+        y = x
+        for i, name in enumerate(self.names, 1):
+            y = getattr(self, f"bn{i}")(getattr(self, name)(y))
+            y = y if i == len(self.names) else nn.functional.relu6(y)
+        return x + y if self.shortcut else y
+
+
+# Rows of (expansion, channels, repeats, stride, kernel). The small one in Linen has width 1.3 and depth 1.5.
+TINY_LITE = ((1, 16, 1, 1, 3), (2, 24, 3, 2, 5), (3, 32, 2, 2, 3), (2, 24, 2, 1, 5), (2, 40, 1, 2, 3))
+TINY_LITE_UNSCALED = ((1, 12, 1, 1, 3), (2, 14, 2, 2, 5), (3, 24, 1, 2, 3), (2, 20, 1, 1, 5), (2, 32, 1, 2, 3))
+LITES = {  # channels and repeats of the published networks
+    "efficientnet_lite0": ((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1)),
+    "efficientnet_lite1": ((16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1)),
+    "efficientnet_lite2": ((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
+    "efficientnet_lite3": ((24, 32, 48, 96, 136, 232, 384), (1, 3, 3, 5, 5, 6, 1)),
+    "efficientnet_lite4": ((24, 32, 56, 112, 160, 272, 448), (1, 4, 4, 6, 6, 8, 1)),
+}
+
+
+class TorchEfficientNetLite(nn.Module):
+    def __init__(self, stages, last=1280):
+        super().__init__()
+        self.conv_stem, self.bn1 = TorchSameConv(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
+        n_in, blocks = 32, []
+        for expansion, n_out, repeats, stride, kernel in stages:
+            sizes = [(n_in, n_out, expansion, stride, kernel)] + [(n_out, n_out, expansion, 1, kernel)] * (repeats - 1)
+            blocks.append(nn.Sequential(*[TorchLiteBlock(*size) for size in sizes]))
+            n_in = n_out
+        self.blocks = nn.Sequential(*blocks)
+        self.conv_head, self.bn2 = nn.Conv2d(n_in, last, 1, bias=False), nn.BatchNorm2d(last, eps=1e-3)
+        self.classifier = nn.Linear(last, 10)
+
+    def forward(self, x):
+        x = self.blocks(nn.functional.relu6(self.bn1(self.conv_stem(x))))
+        return nn.functional.relu6(self.bn2(self.conv_head(x)))
+
+
+def full_lite(name):
+    expansions, strides, kernels = (1, 6, 6, 6, 6, 6, 6), (1, 2, 2, 2, 1, 2, 1), (3, 3, 5, 3, 5, 5, 3)
+    channels, repeats = LITES[name]
+    return TorchEfficientNetLite(zip(expansions, channels, repeats, strides, kernels, strict=True))
 
 
 class TorchUnit(nn.Module):
@@ -347,8 +418,9 @@ def random_images(batch, height, width):
         (TorchResNet((1, 2, 1), width=8), ResNet(stage_sizes=(1, 2, 1), width=8)),
         (TorchMobileNetV2(8, TINY_STAGES, 40), MobileNetV2(width=0.25, stages=WIDE_STAGES, last_features=40)),
         (TorchClip((1, 2, 1), width=8), ClipResNet(stage_sizes=(1, 2, 1), width=8)),
+        (TorchEfficientNetLite(TINY_LITE, 40), EfficientNetLite(1.3, 1.5, TINY_LITE_UNSCALED, last_features=40)),
     ],
-    ids=["conv4", "resnet", "mobilenet", "clip_resnet"],
+    ids=["conv4", "resnet", "mobilenet", "clip_resnet", "efficientnet_lite"],
 )
 def test_tiny_backbones_agree_with_pytorch(model, module, size):
     expected, actual = maps_of_both(model, module, random_images(2, *size))
@@ -375,7 +447,11 @@ def test_a_float16_torchscript_archive_of_clip_is_imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("inception_v3", TorchInception), ("clip_resnet50", TorchClip), ("resnet50", TorchResNet)]
+    ("name", "model"),
+    [
+        *[("inception_v3", TorchInception), ("clip_resnet50", TorchClip), ("resnet50", TorchResNet)],
+        *[(name, functools.partial(full_lite, name)) for name in LITES],
+    ],
 )
 def test_full_backbones_have_the_published_keys_and_shapes(name, model):
     with torch.device("meta"):

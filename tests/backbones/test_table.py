@@ -14,6 +14,7 @@ from mlfsic_jax.backbones import (
     ClipResNet,
     ClipVisionTransformer,
     Conv4,
+    EfficientNetLite,
     InceptionV3,
     MobileNetV2,
     Pooled,
@@ -38,12 +39,20 @@ MAPS = {
     "clip_resnet50": (7, 7, 2048),
     "clip_vit_b_32": (7, 7, 768),
     "resnet50_vit_b_16": (1, 1, 2048 + 768),
+    "efficientnet_lite0": (7, 7, 1280),
+    "efficientnet_lite1": (8, 8, 1280),
+    "efficientnet_lite2": (9, 9, 1280),
+    "efficientnet_lite3": (9, 9, 1280),
+    "efficientnet_lite4": (10, 10, 1280),
 }
+# Published numbers of parameters, the classifier included.
+PARAMETERS = {f"efficientnet_lite{i}": n for i, n in enumerate((4.652, 5.417, 6.092, 8.197, 13.007))}
 TINY = {
     "conv4": Conv4(width=4),
     "resnet": ResNet((1,), width=4),
     "mobilenet": MobileNetV2(width=0.25, stages=((2, 32, 1, 2),), last_features=16),
     "clip_resnet": ClipResNet((1,), width=4),
+    "efficientnet_lite": EfficientNetLite(stages=((1, 8, 1, 1, 3), (2, 8, 1, 2, 5)), last_features=16),
     "inception": Mixed(_BLOCKS["7b"], width=1 / 16),  # one block: the whole takes a minute to compile for training
     "vit": VisionTransformer(patch=16, image_size=32, n_layers=1, n_heads=2, width=8),
     "clip_vit": ClipVisionTransformer(patch=16, image_size=32, n_layers=1, n_heads=2, width=8),
@@ -98,6 +107,9 @@ def test_map_at_the_published_size_and_axis_of_every_batch_norm(name):
         assert (axes, set(variables)) == (set(), {"params"})
     else:
         assert (axes, set(variables)) == ({"devices"}, {"params", "batch_stats"})
+    if name in PARAMETERS:
+        n_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) + 1000 * (1280 + 1)
+        assert round(n_parameters / 1e6, 3) == PARAMETERS[name]
 
 
 def test_batch_norms_are_not_synchronised_by_default():
@@ -130,6 +142,13 @@ def test_inception_takes_pixels_in_minus_one_to_one():
     spec = BACKBONES["inception_v3"]
     pixels = np.array([0.0, 1.0])[:, None]
     np.testing.assert_array_equal((pixels - spec.mean) / spec.std, [[-1] * 3, [1] * 3])
+
+
+def test_efficientnet_lite_takes_pixels_less_127_over_128():
+    spec = BACKBONES["efficientnet_lite2"]
+    pixels = np.array([0, 127, 255])[:, None] / 255
+    expected = np.array([[-127 / 128] * 3, [0] * 3, [1] * 3])
+    np.testing.assert_allclose((pixels - spec.mean) / spec.std, expected, atol=1e-15)
 
 
 def test_images_too_small_for_inception_are_refused():

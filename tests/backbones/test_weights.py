@@ -18,8 +18,15 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from mlfsic_jax.backbones import Conv4, MobileNetV2, ResNet
-from mlfsic_jax.backbones.weights import load_weights, read_state_dict, to_variables, weights_hash
+from mlfsic_jax.backbones import BACKBONES, Conv4, EfficientNetLite, MobileNetV2, ResNet
+from mlfsic_jax.backbones.weights import (
+    load_head,
+    load_weights,
+    read_state_dict,
+    save_weights,
+    to_variables,
+    weights_hash,
+)
 from mlfsic_jax.system.errors import InputError
 
 TINY = Conv4(width=2)
@@ -150,6 +157,93 @@ def test_the_classifier_head_is_ignored_by_name(module, head, other):
     to_variables(state | head_weights, module, 32)
     with pytest.raises(InputError, match=rf"unexpected: {other}\.bias"):
         to_variables(state | {f"{other}.bias": np.ones(10, np.float32)}, module, 32)
+
+
+def test_efficientnet_lite_under_both_kinds_of_names(tmp_path):
+    module = EfficientNetLite(depth=1.1, stages=((1, 8, 1, 1, 3), (2, 8, 2, 2, 5), (2, 16, 1, 1, 3)), last_features=8)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.uniform(1, 2, leaf.shape).astype(np.float32), shapes)
+    save_weights(tmp_path / "weights.safetensors", variables, module)
+    present = load_file(tmp_path / "weights.safetensors")
+
+    numbers = {"0.0": 0, "1.0": 1, "1.1": 2, "1.2": 3, "2.0": 4}  # depth 1.1 makes three blocks of two
+    first = {"conv_dw": "depthwise_conv", "bn1": "bn1", "conv_pw": "project_conv", "bn2": "bn2"}
+    expanded = {"conv_pw": "expand_conv", "bn1": "bn0", "conv_dw": "depthwise_conv", "bn2": "bn1"}
+    expanded |= {"conv_pwl": "project_conv", "bn3": "bn2"}
+    outside = {"conv_stem": "conv_stem", "bn1": "bn0", "conv_head": "conv_head", "bn2": "bn1"}
+    former = {"_fc.weight": np.ones((10, 8), np.float32), "_fc.bias": np.ones(10, np.float32)}
+    for key, array in present.items():
+        *parts, layer, leaf = key.split(".")
+        if parts:
+            number = numbers[".".join(parts[1:])]
+            former[f"_blocks.{number}._{(expanded if number else first)[layer]}.{leaf}"] = array
+        else:
+            former[f"_{outside[layer]}.{leaf}"] = array
+    assert len(former) == len(present) + 2 and not former.keys() & present.keys()
+    for state in (former, present, {f"module.{key}": array for key, array in former.items()}):
+        assert_same(to_variables(state, module, 32), variables)
+    with pytest.raises(InputError, match=r"missing: bn1\.bias; unexpected: _blocks\.5\._conv\.weight\."):
+        spare = {"_blocks.5._conv.weight": former.pop("_bn0.bias")}
+        to_variables(former | spare, module, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "n"),
+    [
+        ("resnet50", "fc", 2048),
+        ("resnet101", "fc", 2048),
+        ("mobilenet_v2", "classifier.1", 1280),
+        ("inception_v3", "fc", 2048),
+        ("vit_b_16", "heads.head", 768),
+        ("vit_b_32", "heads.head", 768),
+        *((f"efficientnet_lite{i}", "classifier", 1280) for i in range(5)),
+        ("efficientnet_lite2", "_fc", 1280),
+    ],
+)
+def test_the_imagenet_classifier(tmp_path, name, key, n):
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(1000, n)).astype(np.float16), rng.normal(size=1000).astype(np.float16)
+    other = {"AuxLogits.fc.weight": np.ones((1000, 768), np.float16), "AuxLogits.fc.bias": np.ones(1000, np.float16)}
+    path = write({f"{key}.weight": weight, f"{key}.bias": bias, **other}, tmp_path / "weights.safetensors")
+    found = load_head(path, name)
+    np.testing.assert_array_equal(found[0], weight.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(found[1], bias.astype(np.float32), strict=True)
+
+
+def test_backbones_without_an_imagenet_classifier(tmp_path):
+    for name in ("conv4", "clip_resnet50", "clip_vit_b_32", "resnet50_vit_b_16"):
+        assert BACKBONES[name].head is None
+        with pytest.raises(
+            InputError, match=rf"of {name} hold no ImageNet classifier: choose one of resnet50, .*lite4$"
+        ):
+            load_head(tmp_path / "absent.pth", name)
+    with pytest.raises(InputError, match="no backbone 'resnet'"):
+        load_head(tmp_path / "absent.pth", "resnet")
+    with pytest.raises(InputError, match="no weights file"):
+        load_head(tmp_path / "absent.pth", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "problem"),
+    [
+        (None, np.ones(1000), "weight is missing, not float [1000, 1280]"),
+        (np.ones((1000, 1280)), None, "bias is missing, not float [1000]"),
+        (np.ones((21, 1280), np.float32), np.ones(21), "weight is float32 [21, 1280], not float [1000, 1280]"),
+        (np.ones((1000, 1280)), np.ones(1, np.float32), "bias is float32 [1], not float [1000]"),
+        (np.ones((1000, 1280), np.int8), np.ones(1000), "weight is int8 [1000, 1280], not float [1000, 1280]"),
+        (np.ones((1000, 1280)), np.full(1000, 1e300), "bias is NaN or infinity in places, not float [1000]"),
+    ],
+)
+def test_unusable_imagenet_classifiers_are_refused(tmp_path, weight, bias, problem):
+    head = {"classifier.1.weight": weight, "classifier.1.bias": bias, "fc.weight": np.ones((1000, 1280))}
+    path = write({key: array for key, array in head.items() if array is not None}, tmp_path / "weights.npz")
+    with pytest.raises(InputError) as caught:
+        load_head(path, "mobilenet_v2")
+    assert str(caught.value) == (
+        f"{path} holds no ImageNet classifier of mobilenet_v2: classifier.1.{problem}; "
+        "get it with: python -m mlfsic_jax.fetch mobilenet_v2"
+    )
 
 
 def test_every_problem_is_listed_at_once(tmp_path):
