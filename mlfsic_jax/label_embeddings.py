@@ -5,7 +5,8 @@ python -m mlfsic_jax.label_embeddings --encoder=mirrorbert --labels=voc --out=da
 ``--labels`` is a benchmark, or a file with one line per label, ``name`` or ``name<TAB>display name``. Encoders in
 context also need ``--sentences=FILE`` with lines ``label<TAB>sentence``. ``data/encoders.py`` describes the encoders.
 The encoder's published model is downloaded from huggingface.co unless it is on this machine already;
-``--model=FOLDER`` and ``--local_files_only`` download nothing.
+``--model=FOLDER`` and ``--local_files_only`` download nothing. ``minilm`` needs no PyTorch; its model is in
+``data/minilm`` (``python -m mlfsic_jax.fetch minilm``) or ``--model=FOLDER``.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Vectors of labels from text encoders: BERT, its fine-tuned relatives, and CLIP. Needs the extra ``[text]``.
+"""Vectors of labels from text encoders: BERT, its fine-tuned relatives, and CLIP. All but ``minilm`` need ``[text]``.
 
 Yan et al. 2025 (MMCI), section 5.1.3, only names the methods; the rest is from each method's own source. "Reading"
 marks what the sources leave open.
@@ -16,6 +16,7 @@ marks what the sources leave open.
   github.com/lina-luck/semantic_concept_embeddings. Reading: masked at the end too, as in their extract_mv_mask.py.
 ``clip``: Radford et al., ICML 2021. ``a photo of a LABEL``, MMCI's prompt; the projected text embedding, not scaled.
   Reading: ViT-B/32, which MMCI's table 6 combines with these word vectors.
+``minilm``: all-MiniLM-L6-v2, not in MMCI. ``a photo of a LABEL``; the mean over tokens, scaled to length 1 (minilm.py).
 
 Encoders in context average over sentences that mention the label; MMCI takes 500 of Wikipedia at random. A sentence
 counts if it has the label as written, in any case, between word boundaries; plurals do not count, and the first of
@@ -41,10 +42,10 @@ from mlfsic_jax.system.untrusted import expand
 class Encoder(NamedTuple):
     """How to take a label's vector from a text encoder."""
 
-    model: str | None  # the published model on huggingface.co, if any
+    model: str | None  # the published model on huggingface.co, if any; for minilm its folder
     dimension: int | None  # length of that model's vectors
     prompt: str | None  # the text, with {label} and {mask}; None for encoders in context
-    at: str  # where to read the vector: "cls", "mask", "mention", or "projection" (CLIP)
+    at: str  # where to read the vector: "cls", "mask", "mention", "mean", or "projection" (CLIP)
     layers: int = 1  # number of last layers to average
     unit: bool = False  # whether to scale the vector to length 1
     prefix: str = ""  # start of the network's keys in the authors' checkpoints; "" if there are none
@@ -68,6 +69,7 @@ ENCODERS = {
         None, None, None, "mask", prefix="bert.bert.",
         licence="of the model that you fine-tune; BERT is under Apache-2.0",
     ),
+    "minilm": Encoder("data/minilm", 384, "a photo of a {label}", "mean", unit=True, licence="Apache-2.0"),
     "clip": Encoder("openai/clip-vit-base-patch32", 512, "a photo of a {label}", "projection", licence=_UNKNOWN),
 }  # fmt: skip
 
@@ -90,12 +92,13 @@ def encode_labels(
     batch_size: int = 64,
     local_files_only: bool = False,
 ) -> np.ndarray:
-    """Encodes C labels as float32 [C, d], on the GPU if PyTorch sees one.
+    """Encodes C labels as float32 [C, d], on the GPU if PyTorch (for ``minilm``, JAX) sees one.
 
     Args:
       encoder: a name of ``ENCODERS``.
       display_names: C names as people write them, e.g. "dining table".
-      model: a name on huggingface.co or a folder with model and tokeniser; default: the published model.
+      model: a name on huggingface.co or a folder with model and tokeniser (``minilm``: a folder); default: the
+        published model.
       weights: a ``.pt`` file of the authors' code that replaces the model's weights; default: the published one, if
         there is one and ``model`` is not given.
       mentions: per label, the sentences that mention it (``read_sentences``); only for encoders in context.
@@ -111,6 +114,10 @@ def encode_labels(
         tune = "fine-tune one with the authors' code (data/encoders.py says which) and give --model=NAME_OR_FOLDER and"
         weights_too = "unless that is a folder with the result, --weights=FILE.pt"
         raise InputError(f"encoder {encoder} has no published model: {tune}, {weights_too}")
+    if spec.at == "mean":
+        from mlfsic_jax.data.minilm import encode_texts  # imports tokenizers
+
+        return encode_texts([spec.prompt.format(label=name) for name in display_names], model or spec.model, batch_size)
     tokenizer, network, source = _load(encoder, model, weights, local_files_only)
     if spec.prompt is not None:
         mentions = [[_prompted(spec.prompt, name, tokenizer.mask_token)] for name in display_names]
