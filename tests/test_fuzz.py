@@ -285,7 +285,7 @@ def no_result(result):
 
 # --- valid files
 
-LABELS = ("sea", "sand", "rock", "dune")
+LABELS = ("sea", "sand", "rock", "dune", "tide")
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
 
 
@@ -393,7 +393,19 @@ INSTANCES = {
     ],
 }
 OFFICIAL = INSTANCES | {"categories": [{"id": 3, "name": "dog"}, {"id": 5, "name": "cat"}]}
+TASKS = [
+    {
+        "data": {"image": f"/data/upload/1/0123abcd-{name}.jpg"},
+        "annotations": [{"result": [{"type": "choices", "from_name": "label", "value": {"choices": names}}]}],
+    }
+    for name, names in (("a", ["sea", "sand"]), ("b", ["sea"]))
+]
+RECORDS = b'{"filename": "a.jpg", "label": ["sea", "sand"]}\n{"filename": "b.jpg", "label": ["sea"]}\n'
 PHOTOS = {"a.jpg": photo_bytes("JPEG"), "b.jpg": photo_bytes("JPEG")}
+ROBOFLOW = {f"train/{name}": content for name, content in PHOTOS.items()}
+ROBOFLOW["train/_annotations.coco.json"] = json_bytes(INSTANCES)
+YOLO = {f"images/{name}": content for name, content in PHOTOS.items()}
+YOLO |= {"data.yaml": b"path: .\nnames: [sea, sand]\n", "labels/a.txt": b"0 .5 .5 .1 .1\n1 .5 .5 .1 .1\n"}
 CATEGORIES = {"categories": [{"id": i, "name": name} for i, name in enumerate(imaterialist.LABEL_NAMES)]}
 ROWS = b'ImageId,EncodedPixels,Height,Width,ClassId\na.jpg,1 2,9,9,3_12\nb.jpg,"1 2",9,9,4\na.jpg,1 2,9,9,0\n'
 FASHION = {
@@ -406,7 +418,7 @@ COCO = {
     **{f"val2014/{name}": content for name, content in PHOTOS.items()},
 }
 SUPPORT = b"file,labels\n/x/a.jpg,sea|sand\nb.jpg,sea\n"
-SPLIT = {"train": ["sea", "sand"], "validation": ["rock"], "novel": ["dune"]}
+SPLIT = {"train": ["sea"], "validation": ["sand", "tide"], "novel": ["rock", "dune"]}
 LABEL_LIST = "dog\nhot_dog\thot dog\ncafé\n".encode()
 ANNOTATION = (
     b'<?xml version="1.0"?><annotation><filename>a.jpg</filename><object><name>car</name><difficult>0</difficult>'
@@ -425,8 +437,8 @@ NUS = {
 TABLE = {
     "names": np.array(["a", "b"]),
     "label_names": np.array(LABELS),
-    "labels": np.eye(2, 4, dtype=bool),
-    "ignored": np.zeros((2, 4), bool),
+    "labels": np.eye(2, len(LABELS), dtype=bool),
+    "ignored": np.zeros((2, len(LABELS)), bool),
     "records": np.array([[0, 1], [0, 0]]),
     "unreadable": np.array(["", "damaged"]),
     "notes": np.array(["a note"]),
@@ -508,6 +520,13 @@ PARSERS = [
     *([photo("webp", photo_bytes("WEBP"))] if features.check("webp") else []),
     source("labels.csv", folder, "labels.csv", PHOTOS | {"labels.csv": b"file,labels\na.jpg,sea|sand\nb.jpg,sea\n"}),
     source("columns.csv", folder, "labels.csv", PHOTOS | {"labels.csv": b'file,sea,"sand"\na.jpg,1,0\n"b.jpg",,1\n'}),
+    source("separators", folder, "x.csv", PHOTOS | {"x.csv": b'File;Tags;\na.jpg;"sea, sand";\nb.jpg;sea;\n;;\n'}),
+    source("lists", folder, "x.csv", PHOTOS | {"x.csv": b'image,choice\na.jpg,"[""sea"",""sand""]"\nb.jpg,sea\n'}),
+    source("labels.jsonl", folder, "labels.jsonl", PHOTOS | {"labels.jsonl": RECORDS}),
+    source("tasks", folder, "export.json", PHOTOS | {"export.json": json_bytes(TASKS)}),
+    source("roboflow", folder, "train/_annotations.coco.json", ROBOFLOW),
+    source("yolo-names", folder, "data.yaml", YOLO),
+    source("yolo-boxes", folder, "labels/a.txt", YOLO),
     source("labels.json", folder, "labels.json", PHOTOS | {"labels.json": json_bytes(INSTANCES)}),
     source("voc-annotation", voc, "VOC2007/Annotations/000001.xml", VOC, "000001"),
     source("voc-list", voc, "VOC2007/ImageSets/Main/train.txt", VOC),

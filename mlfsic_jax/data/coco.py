@@ -47,10 +47,10 @@ def scan(source: pathlib.Path) -> prepared.Source:
     return prepared.Source(digest, "_".join(sets), read)
 
 
-def listing(folder: pathlib.Path) -> list[tuple[str, int]]:
-    """(name, size in bytes) of every file of a folder, sorted."""
+def listing(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+    """(name, size in bytes, time of the last change in nanoseconds) of every file of a folder, sorted."""
     with os.scandir(folder) as entries:
-        return sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+        return sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.is_file())
 
 
 def _read(source: pathlib.Path, annotations: dict[str, pathlib.Path]) -> prepared.Contents:
@@ -73,22 +73,39 @@ def instances(path: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, pathl
     Photos lie in ``folder``. ``InputError`` for a file that is no such JSON, refers to an unknown image or category, or
     has one twice.
     """
-    needs = 'it needs "images", "annotations" and "categories" whose ids match'
     with (
         reported(f"{path} cannot be read", "get it again", OSError),
         reported(f"{path} is not valid JSON", "is the download complete?", ValueError),  # JSON's and Unicode's
-        reported(f"{path} is not a COCO instances file", needs, (KeyError, TypeError, AttributeError)),
     ):
         content = read_json(path)
-        names = {category["id"]: label_name(category["name"], str(path)) for category in content["categories"]}
-        files = {image["id"]: photo_path(image["file_name"], str(path), folder) for image in content["images"]}
-        for what, found in (("categories", names), ("images", files)):
-            if len(found) < len(content[what]):
+    images, strays = annotated(content, path)
+    if strays:
+        raise InputError(f"{path} has annotations of {shown(strays[0])}, which it does not list: get it again")
+    files = [(photo_path(file, str(path), folder), labels) for file, labels in images]
+    if twice := [file for file, n in collections.Counter(file for file, _ in files).items() if n > 1]:
+        raise InputError(f"{path} names the photo {shown(str(twice[0]))} twice: correct the file, or get it again")
+    return [(str(file.with_suffix("")), folder / file, labels) for file, labels in files]
+
+
+def annotated(content: Any, path: pathlib.Path) -> tuple[list[tuple[Any, list[str]]], list[Any]]:
+    """(File, sorted label names) of every image in the content of a COCO instances file, and the stray ids.
+
+    Those are in annotations, and no image and no category with a name has them. ``InputError`` for any other content.
+    """
+    needs = 'it needs "images", "annotations" and "categories" whose ids match'
+    with reported(f"{path} is not a COCO instances file", needs, (KeyError, TypeError, AttributeError)):
+        categories, images = [c for c in content["categories"] if "name" in c], content["images"]
+        names = {category["id"]: label_name(category["name"], str(path)) for category in categories}
+        files = {image["id"]: image["file_name"] for image in images}
+        for what, found, listed in (("categories", names, categories), ("images", files, images)):
+            if len(found) < len(listed):
                 raise InputError(f"{path} gives two of its {what} the same id: correct the file, or get it again")
-        if len(set(files.values())) < len(files):
-            twice = next(file for file, n in collections.Counter(files.values()).items() if n > 1)
-            raise InputError(f"{path} names the photo {shown(str(twice))} twice: correct the file, or get it again")
         labels: dict[Any, set[str]] = {image: set() for image in files}
+        strays = []
         for annotation in content["annotations"]:
-            labels[annotation["image_id"]].add(names[annotation["category_id"]])
-    return [(str(photo.with_suffix("")), folder / photo, sorted(labels[image])) for image, photo in files.items()]
+            image, category = annotation["image_id"], annotation["category_id"]
+            if image in labels and category in names:
+                labels[image].add(names[category])
+            else:
+                strays.append(category if image in labels else image)
+    return [(file, sorted(labels[image])) for image, file in files.items()], strays

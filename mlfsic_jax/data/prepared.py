@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlfsic_jax.data.photo_files import why_unsupported
 from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, lock, sha256
@@ -28,7 +29,7 @@ from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reported, shown
 
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
-_TABLE_FILE, _PART_FILE = "table.npz", "part.json"
+_TABLE_FILE, _PART_FILE = "table.npz", "photos.json"
 _PART_SIZE = 4096  # photos
 _READERS = 4
 
@@ -53,7 +54,7 @@ class Contents(NamedTuple):
 class Source(NamedTuple):
     """A listed source folder."""
 
-    digest: str  # changes with the photos or annotations
+    digest: str  # changes with the photos or annotations; dates and sizes tell a photo's change
     title: str  # part of the copy's folder name
     read: Callable[[], Contents]
 
@@ -68,7 +69,7 @@ class Copy(NamedTuple):
     records: np.ndarray  # int64 [I, 2], part and place of a photo
     unreadable: np.ndarray  # str [I], why a photo cannot be read, or ""
     notes: np.ndarray  # str [N], lines for the data card
-    digest: str  # of the source
+    digest: str  # of the photos' content
     path: pathlib.Path
 
 
@@ -103,7 +104,7 @@ def open_or_prepare(
         cannot = f"the prepared copy of {name} cannot be made under {root}"
         with reported(cannot, "make room, or set another folder", OSError), lock(root / ".lock", waiting_for):
             if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
-                _prepare(name, contents, scanned.digest, copy)
+                _prepare(name, contents, copy)
     return _read_table(copy)
 
 
@@ -135,10 +136,16 @@ def missing(paths: Sequence[pathlib.Path], source: pathlib.Path, what: str = "ph
 
 def size(path: pathlib.Path) -> int:
     """A file's size in bytes; 0 if it is missing."""
+    return stamp(path)[0]
+
+
+def stamp(path: pathlib.Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds, which tell a changed file; zeros if it is missing."""
     try:
-        return path.stat().st_size
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
     except OSError:
-        return 0
+        return 0, 0
 
 
 def photos(copy: Copy) -> Callable[[int], np.ndarray]:
@@ -167,7 +174,7 @@ def _part_folder(copy: pathlib.Path, part: int) -> pathlib.Path:
     return copy / f"part_{part:05}"
 
 
-def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Path) -> None:
+def _prepare(name: str, contents: Contents, copy: pathlib.Path) -> None:
     """Writes the missing parts, then the table, whose presence marks the copy as complete."""
     examples = contents.examples
     if not examples:
@@ -191,15 +198,18 @@ def _prepare(name: str, contents: Contents, source_digest: str, copy: pathlib.Pa
     notes = [json.loads((_part_folder(copy, i) / _PART_FILE).read_text()) for i in range(len(parts))]
     places = {n: (i, place) for i, note in enumerate(notes) for place, n in enumerate(note["names"])}
     unreadable = {n: why for note in notes for n, why in note["unreadable"].items()}
+    content = {n: sha for note in notes for n, sha in zip(note["names"], note["sha256"], strict=True)}
+    ignored = _label_matrix([example.ignored for example in examples], contents.label_names)
     table = {
         "names": np.array([example.name for example in examples]),
         "label_names": np.array(contents.label_names),
         "labels": _label_matrix([example.labels for example in examples], contents.label_names),
-        "ignored": _label_matrix([example.ignored for example in examples], contents.label_names),
+        "ignored": ignored,
         "records": np.array([places[example.name] for example in examples]),
         "unreadable": np.array([unreadable.get(example.name, "") for example in examples]),
         "notes": np.array(contents.notes, dtype=str),
-        "digest": np.array(source_digest),
+        # The same photos under new dates are the same to whatever was computed from them.
+        "digest": np.array(digest([[content[example.name] for example in examples], ignored.tobytes()])),
     }
     with atomic(copy / _TABLE_FILE) as part, open(part, "wb") as file:  # given a path, np.savez would append .npz
         np.savez_compressed(file, **table)
@@ -221,6 +231,8 @@ def _write_parts(name: str, parts: Sequence[Sequence[Example]], copy: pathlib.Pa
 
 
 def _why_unreadable(example: Example) -> str:
+    if why := why_unsupported(example.photo):
+        return f"photo {example.name} {why}"
     try:
         decode_photo(example.photo, example.name)
         return ""
@@ -240,8 +252,11 @@ def _write_part(name: str, part: Sequence[Example], unreadable: dict[str, str], 
             builder = _builder_class(f"{name}_photos")(examples=part, data_dir=scratch, config=config)
             builder.download_and_prepare(file_format="array_record")
         written = pathlib.Path(builder.data_dir)
-        names = [record["filename"].decode() for record in _open_records(written)]  # TFDS shuffles
-        (written / _PART_FILE).write_text(json.dumps({"names": names, "unreadable": unreadable}))
+        note = {"names": [], "sha256": [], "unreadable": unreadable}
+        for record in _open_records(written):  # TFDS shuffles
+            note["names"].append(record["filename"].decode())
+            note["sha256"].append(hashlib.sha256(record["image"]).hexdigest())
+        (written / _PART_FILE).write_text(json.dumps(note))
         shutil.rmtree(folder, ignore_errors=True)
         written.rename(folder)
     finally:

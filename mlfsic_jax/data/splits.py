@@ -11,6 +11,7 @@ from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand, label_name, read_json, reported
 
 POLICIES = ("exclusive", "leakfree")
+_EVALUATED, _LEAST = ("validation", "novel"), 2  # labels: of a single one, every photo of an episode is positive
 _AUTO_DRAWS = 200
 _MOST_LISTED = 20  # labels in a message
 
@@ -37,7 +38,8 @@ def label_split(name: str) -> dict[str, tuple[str, ...]]:
 def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Reads a user's label split, JSON of the form that ``label_split`` returns; labels may be left out.
 
-    ``InputError`` when it cannot be read, has a split without labels, or names a label twice or an unknown one.
+    ``InputError`` when it cannot be read, has a split without labels or an evaluation split with one, where chance is
+    100 %, or names a label twice or an unknown one.
     """
     where = f'{os.fspath(path)} must be JSON with the lists "train", "validation" and "novel"'
     with (
@@ -54,25 +56,35 @@ def read_label_split(path: str | os.PathLike[str], label_names: Sequence[str]) -
             raise InputError(f"{path} has no {name} label")
     for label in labels:
         if label not in label_names:
-            there = ", ".join(map(repr, label_names[:_MOST_LISTED])) + (", .." * (len(label_names) > _MOST_LISTED))
-            raise InputError(f"{path} names the label {label!r}, which the dataset does not have: {there}")
+            raise InputError(
+                f"{path} names the label {label!r}, which the dataset does not have: {_listed(label_names)}"
+            )
         if labels.count(label) > 1:
             raise InputError(f"{path} names the label {label!r} twice")
+    for name in _EVALUATED:
+        if len(split[name]) < _LEAST:
+            raise InputError(f"{path} has one {name} label, with which chance is 100 %: name at least {_LEAST}")
     return split
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_MOST_LISTED])) + (", .." * (len(names) > _MOST_LISTED))
 
 
 def auto_split(
     label_names: Sequence[str], labels: np.ndarray, policy: str, seed: int = 0
 ) -> dict[str, tuple[str, ...]]:
-    """Splits C labels at random: half train, a quarter each validation and novel (at least one each).
+    """Splits C labels at random: half train, a quarter each validation and novel (at least two each).
 
     A label of most photos can empty the other splits, so the best of 200 random splits is taken: the one whose rarest
-    label keeps most images. ``labels`` and ``policy`` are as in ``split_images``. ``InputError`` for fewer than three.
+    label keeps most images. ``labels`` and ``policy`` are as in ``split_images``. ``InputError`` for fewer than five.
     """
     n_labels = len(label_names)
-    if n_labels < 3:
-        raise InputError(f"a split needs at least 3 labels, one each for train, validation and novel; found {n_labels}")
-    n_held_out = max(1, n_labels // 4)
+    least = 1 + _LEAST * len(_EVALUATED)
+    if n_labels < least:
+        needs = f"1 to train and {_LEAST} each for validation and novel (--config.data.split=FILE chooses which)"
+        raise InputError(f"an automatic split needs at least {least} labels, {needs}; found {_listed(label_names)}")
+    n_held_out = max(_LEAST, n_labels // 4)
     rng = np.random.default_rng(seed)
     best, best_rarest = None, -1
     for _ in range(_AUTO_DRAWS):

@@ -1,5 +1,6 @@
 """Text and CSV files, read line by line; a malformed one is reported with its name and line."""
 
+import codecs
 import csv
 import gzip
 import importlib.resources
@@ -29,6 +30,7 @@ def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(raw) > MAX_LINE:
                     raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: {hint}")
+                raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
                 if raw.strip(b" \t\r\n"):
                     yield number, raw.decode("utf-8").rstrip(" \r\n")
     except UnicodeDecodeError as error:
@@ -38,20 +40,25 @@ def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
         raise InputError(f"{path} cannot be read{where} ({reason(error)}): {hint}") from error
 
 
-def csv_rows(path: pathlib.Path, hint: str, longest: int) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: pathlib.Path, hint: str, longest: int, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
     """Yields (file and line, fields) of the first row, then of every other row, which must have as many fields.
 
-    ``InputError``, with ``hint``, when the file is malformed or a field is longer than ``longest`` characters.
+    Blank rows and the empty fields that spreadsheets add to rows are left out. ``InputError``, with ``hint``, when the
+    file is malformed or a field is longer than ``longest`` characters.
     """
     csv.field_size_limit(longest)  # of the whole process; others may have changed it
     report = reported(f"{path} cannot be read", hint, (OSError, UnicodeDecodeError, csv.Error))
     with report, open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        columns = next(reader, [])
-        yield f"{path}, line 1", columns
+        reader, columns = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=True), []
         for row in reader:
+            if not any(field.strip() for field in row):
+                continue
+            while len(row) > len(columns) and not row[-1].strip():
+                row.pop()
             where = f"{path}, line {reader.line_num}"
-            if row and len(row) != len(columns):
+            if columns and len(row) != len(columns):
                 raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
-            if row:
-                yield where, row
+            columns = columns or row
+            yield where, row
+        if not columns:
+            yield f"{path}, line 1", []

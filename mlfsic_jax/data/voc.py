@@ -46,8 +46,8 @@ def scan(source: pathlib.Path) -> prepared.Source:
             raise InputError(f"{absent}. Finish the download, or take these images out of the lists")
     with reported("an annotation cannot be read", "unpack it again", OSError):
         annotations = [path.read_bytes() for path in annotation_paths]
-    # The difficult flag can change without changing the size: annotations count by content, photos by size.
-    digest = prepared.digest([tuple(names), [prepared.size(photo) for photo in photos], *annotations])
+    # The difficult flag can change without changing the size: annotations count by content.
+    digest = prepared.digest([tuple(names), [prepared.stamp(photo) for photo in photos], *annotations])
     return prepared.Source(digest, "_".join(years), lambda: _read(years, names, photos, annotations))
 
 

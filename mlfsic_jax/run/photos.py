@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from mlfsic_jax.data.photo_files import is_photo, photos_below, why_unsupported
 from mlfsic_jax.data.transforms import decode_photo, resize
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.parallel import prefetch
@@ -49,6 +50,8 @@ def _read(size: int, number: int, photo: Any) -> np.ndarray | InputError:
 def _pixels(photo: Any, number: int) -> np.ndarray:
     """uint8 [H, W, 3] of a path, an image or an array."""
     if isinstance(photo, (str, os.PathLike)):
+        if why := why_unsupported(photo):
+            raise InputError(f"photo {photo} {why}")
         return decode_photo(photo, str(photo))
     name = f"number {number}"
     what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
@@ -65,16 +68,19 @@ def _pixels(photo: Any, number: int) -> np.ndarray:
 def find_photos(patterns: Sequence[str]) -> list[Path]:
     """The photos that ``--images`` names: folders with all photos in them, files, and patterns such as ``a/*.jpg``.
 
-    ``InputError`` when one of them is not there, or a folder holds no photo.
+    Photos of a kind that cannot be read here are among them: reading them says the way out. ``InputError`` when one of
+    the patterns is not there, or a folder holds no photo.
     """
-    endings, found = Image.registered_extensions(), {}
+    found: dict[Path, None] = {}
     for pattern in patterns:
         path = expand(pattern)
         if path.is_dir():
-            photos = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in endings and p.is_file()]
-            photos = [p for p in photos if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            photos = photos_below(path)
+        elif path.exists():
+            photos = [path]
         else:
-            photos = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+            files = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(p)]
+            photos = [file for file in files if is_photo(file)] or files
         if not photos:
             why = "holds no photos" if path.is_dir() else "is no file, no folder and no pattern of files"
             raise InputError(f"--images={pattern} {why}")

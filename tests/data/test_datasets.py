@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlfsic_jax import data
-from mlfsic_jax.data import data_card
+from mlfsic_jax.data import coco, data_card
 from mlfsic_jax.data.dataset import SPLITS
 from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.system.errors import InputError
@@ -54,6 +54,14 @@ def test_coco(load, tmp_path):
     shutil.rmtree(tmp_path / "coco/train2014")
     (tmp_path / "coco/annotations/instances_train2014.json").unlink()
     assert len(load("coco", tmp_path / "coco").image_names) == 120  # one of the two sets is enough
+
+
+def test_a_photo_of_coco_that_was_replaced_is_noticed(tmp_path):
+    made_up.make_coco(tmp_path / "coco", per_label=1)
+    before, photo = coco.scan(tmp_path / "coco").digest, tmp_path / "coco/train2014/COCO_train2014_000000000000.jpg"
+    assert coco.scan(tmp_path / "coco").digest == before
+    photo.write_bytes(photo.read_bytes()[:-2] + b"\0\0")  # the same size
+    assert coco.scan(tmp_path / "coco").digest != before
 
 
 def test_coco_under_lasos_protocol(load, tmp_path):
@@ -129,7 +137,7 @@ def test_a_users_folder(load, tmp_path, kind):
     assert len({tuple(labels) for labels in other}) > 1
 
     (tmp_path / "split.json").write_text(
-        json.dumps({"train": ["beach", "dune"], "validation": ["rock"], "novel": ["pine tree", "sea"]})
+        json.dumps({"train": ["beach", "dune"], "validation": ["rock", "tide"], "novel": ["pine tree", "sea"]})
     )
     dataset = load("folder", tmp_path / "mine", split=str(tmp_path / "split.json"))
     assert [dataset.label_names[c] for c in dataset.splits["novel"].labels] == ["pine tree", "sea"]
@@ -139,30 +147,38 @@ def test_a_users_folder(load, tmp_path, kind):
 
 def test_links_to_a_photo_are_one_image_and_namesakes_are_two(load, tmp_path):
     root = tmp_path / "mine"
-    for label in ("a", "b", "c"):
+    for label in "abcde":
         made_up.save_photo(root / label / "0001.png", size=(40 + ord(label), 40))
     os.link(root / "a" / "0001.png", root / "b" / "0002.png")
     (root / "c" / "0003.png").symlink_to(root / "a" / "0001.png")
     found = labels_of(load("folder", root, split="auto"))
-    assert found == {"a/0001.png": ["a", "b", "c"], "b/0001.png": ["b"], "c/0001.png": ["c"]}
+    one_each = {f"{label}/0001.png": [label] for label in "bcde"}
+    assert found == {"a/0001.png": ["a", "b", "c"], **one_each}
 
 
 def test_labels_in_any_script_and_accents_however_they_are_written(load, tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"  # the same word, as Windows and as macOS write it
-    labels = [composed, "\u6d77", "\u0634\u0627\u0637\u0626", "\U0001f3d6\ufe0f sand", decomposed]
+    labels = [
+        composed,
+        "\u6d77",
+        "\u0634\u0627\u0637\u0626",
+        "\U0001f3d6\ufe0f sand",
+        "\u0437\u0438\u043c\u0430",
+        decomposed,
+    ]
     for i in range(len(labels) * 4):
         made_up.save_photo(tmp_path / "mine" / f"{i}.png")
     rows = [f"{i}.png,{label}" for i, label in enumerate(labels * 4)]
     (tmp_path / "mine/labels.csv").write_text("\n".join(["file,labels", *rows]), encoding="utf-8")
     (tmp_path / "split.json").write_text(
-        json.dumps({"train": [decomposed, labels[1]], "validation": [labels[2]], "novel": [labels[3]]})
+        json.dumps({"train": [decomposed], "validation": labels[1:3], "novel": labels[3:5]})
     )
     dataset = load("folder", tmp_path / "mine", split=str(tmp_path / "split.json"))
-    assert dataset.label_names == tuple(sorted(labels[:4]))
+    assert dataset.label_names == tuple(sorted(labels[:5]))
     assert dataset.labels[:, dataset.label_names.index(composed)].sum() == 8
     assert composed in data_card(dataset) and labels[3] in data_card(dataset)
     shutil.rmtree(tmp_path / "mine")
-    for i, label in enumerate(labels[:4]):
+    for i, label in enumerate(labels[:5]):
         made_up.save_photo(tmp_path / "mine" / label / f"{i}.png")
         made_up.save_photo(tmp_path / "mine" / (decomposed if label == composed else label) / f"{i}b.png")
     assert load("folder", tmp_path / "mine", split="auto").label_names == dataset.label_names
@@ -170,12 +186,13 @@ def test_labels_in_any_script_and_accents_however_they_are_written(load, tmp_pat
 
 def test_odd_photos_of_a_folder_are_what_a_viewer_shows(load, tmp_path):
     photos = {
-        name: Image.new("RGB", (48, 40), colour) for name, colour in (("a", "red"), ("b", "blue"), ("c", "green"))
+        name: Image.new("RGB", (48, 40), colour)
+        for name, colour in zip("abcde", ("red", "blue", "green", "grey", "white"), strict=True)
     }
     (tmp_path / "mine/a").mkdir(parents=True)
     photos["a"].save(tmp_path / "mine/a/really_a_jpeg.png", "JPEG", quality=100)
     photos["a"].convert("CMYK").save(tmp_path / "mine/a/cmyk.jpg", quality=100)
-    for name in "bc":
+    for name in "bcde":
         (tmp_path / "mine" / name).mkdir()
         photos[name].save(tmp_path / f"mine/{name}/animated.gif", save_all=True, append_images=[photos["a"]])
     (tmp_path / "mine/b/text.jpg").write_text("<html>")
@@ -383,15 +400,15 @@ VAL = "annotations/instances_val2014.json"
         ("folder", write("labels.csv", "file,labels\nphotos/0001.png,\n"), "no photo of .* has a label"),
         (
             "folder",
-            write("labels.csv", "file,labels\nphotos/0001.png,a\nphotos/0001.png,b\n"),
-            "line 3: 'photos/0001.png' occurs twice",
-        ),
-        (
-            "folder",
             write("labels.csv", "file,a,b\nphotos/0001.png,1,yes\n"),
             "line 2, column 'b': 'yes', expected 0 or 1",
         ),
-        ("folder", write("labels.csv", "file,labels\nphotos/0001.png,a\n"), "at least 3 labels"),
+        ("folder", write("labels.csv", "file,labels\nphotos/0001.png,a\n"), "at least 5 labels, .*; found 'a'"),
+        (
+            "folder",
+            write("labels.csv", "file,a,b\nphotos/0001.png,1,1\nphotos/0001.png,0,1\n"),
+            "line 3: 'photos/0001.png' occurs twice",
+        ),
         ("folder", write("labels.csv", "file,a,b,a\nphotos/0001.png,1,0,1\n"), "line 1: a column occurs twice in"),
         (
             "folder",
@@ -462,6 +479,8 @@ def test_a_wrong_layout_is_one_clear_line(load, tmp_path, name, damage, message)
         ('{"train": ["sea"], "validation": [], "novel": ["rock"]}', "has no validation label"),
         ('{"train": ["sea"], "validation": ["sae"], "novel": ["rock"]}', "'sae', which the dataset does not have"),
         ('{"train": ["sea"], "validation": ["rock"], "novel": ["sea"]}', "'sea' twice"),
+        ('{"train": ["sea"], "validation": ["rock", "tide"], "novel": ["dune"]}', "has one novel label, .* is 100 %"),
+        ('{"train": ["sea"], "validation": ["rock"], "novel": ["dune", "tide"]}', "has one validation label"),
     ],
 )
 def test_a_wrong_label_split_is_one_clear_line(tmp_path, content, message):

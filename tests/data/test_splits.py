@@ -89,8 +89,16 @@ def test_an_automatic_split_keeps_the_rarest_label_alive():
     assert sorted(name for part in split.values() for name in part) == list(names)
     assert [len(split[part]) for part in SPLITS] == [4, 2, 2] and "d" in split["train"]
     assert auto_split(names, labels, "leakfree", seed=1) == split != auto_split(names, labels, "leakfree", seed=2)
-    with pytest.raises(InputError, match="at least 3 labels"):
-        auto_split(("a", "b"), labels[:, :2], "leakfree")
+
+
+def test_an_automatic_split_never_has_a_single_label_to_evaluate():
+    labels = np.eye(7, dtype=bool).repeat(4, axis=0)
+    for n in (5, 6, 7):  # a quarter of them would be one
+        split = auto_split(tuple("abcdefg"[:n]), labels[:, :n], "leakfree")
+        assert [len(split[part]) for part in SPLITS] == [n - 4, 2, 2]
+    for n in (1, 4):
+        with pytest.raises(InputError, match="needs at least 5 labels, .*--config.data.split=FILE.*; found 'a'"):
+            auto_split(tuple("abcd"[:n]), labels[:, :n], "leakfree")
 
 
 def test_mistakes_are_named():

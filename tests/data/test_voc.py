@@ -160,9 +160,12 @@ def test_an_unchanged_source_is_reused_and_a_changed_one_prepared_anew(load, dev
     repainted = load()
     assert repainted.fingerprint != changed.fingerprint
     assert repainted.load_image(NAMES.index("2007/000012")).shape == (70, 30, 3)
+    photo = devkit / "VOC2007" / "JPEGImages" / "000017.jpg"
+    photo.write_bytes(photo.read_bytes()[:-2] + b"\0\0")  # the same size
+    assert load().fingerprint != repainted.fingerprint
     shutil.rmtree(devkit / "VOC2012")
     assert load().image_names == tuple(NAMES[:5])
-    assert len(list(copies.glob("*/*/table.npz"))) == 4
+    assert len(list(copies.glob("*/*/table.npz"))) == 5
 
 
 def test_without_its_source_a_single_prepared_copy_is_used(load, devkit, tmp_path, capsys):

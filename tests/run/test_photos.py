@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from mlfsic_jax.run.classifier import fit, predict_each
+from mlfsic_jax.run.photos import find_photos, read_batches
 from mlfsic_jax.system.errors import InputError
+from tests.made_up import save_photo
 
 
 def test_paths_images_and_arrays_are_the_same(model, support, tmp_path):
@@ -45,3 +47,32 @@ def test_what_is_no_photo(model, support, photo, complaint):
     assert [isinstance(row, InputError) for row in rows] == [False, True, False]
     with pytest.raises(InputError, match=complaint):
         fit(model, [support[0][0], photo], ["sea", "kelp"], method="ridge")
+
+
+def test_photos_are_found_by_folders_files_and_patterns(tmp_path):
+    for name in ("in/a.png", "in/deep/b.JPG", "in/.hidden/c.png", "in/__MACOSX/._a.png", "in/@eaDir/a.png", "d.png"):
+        save_photo(tmp_path / name)
+    for name in ("in/e.HEIC", "in/f.dng", "in/g.pdf", "in/h.mpg", "in/notes.txt", "odd.dat"):
+        (tmp_path / name).write_bytes(b"no photo")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+
+    def found(*patterns):
+        return [path.relative_to(tmp_path).as_posix() for path in find_photos([str(tmp_path / p) for p in patterns])]
+
+    assert found("in") == ["in/a.png", "in/deep/b.JPG", "in/e.HEIC", "in/f.dng"]
+    assert found("in/*") == ["in/a.png", "in/e.HEIC", "in/f.dng"]
+    assert found("d.png", "in", "in/a.png") == ["d.png", "in/a.png", "in/deep/b.JPG", "in/e.HEIC", "in/f.dng"]
+    assert found("odd.dat") == found("*.dat") == ["odd.dat"]  # what is asked for is tried
+    for pattern, why in (("in/deep/*.gif", "is no file, no folder and no pattern"), ("in/.x", "is no file")):
+        with pytest.raises(InputError, match=f"--images=.*{why}"):
+            found(pattern)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="--images=.*empty holds no photos"):
+        found("empty")
+
+
+def test_a_photo_of_a_kind_that_cannot_be_read_says_the_way_out(tmp_path):
+    save_photo(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "b.dng", "TIFF")  # whose thumbnail Pillow would take for the photo
+    ((_, errors),) = read_batches([tmp_path / "a.png", str(tmp_path / "b.dng")], 8)
+    assert errors[0] is None and str(errors[1]) == f"photo {tmp_path}/b.dng cannot be read here (DNG): convert to JPEG"
