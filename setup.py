@@ -16,8 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["mlfsic_jax*"]),
-    package_data={"mlfsic_jax": ["py.typed", "data/*.json", "report/report.html.jinja"]},
+    packages=[*find_packages(include=["mlfsic_jax*"]), "mlfsic_jax.configs"],
+    package_dir={"mlfsic_jax.configs": "configs"},  # for --config=configs/NAME.py from any folder
+    package_data={"mlfsic_jax": ["py.typed", "data/*.json", "data/*.safetensors", "report/report.html.jinja"]},
     python_requires=">=3.11",
     # constraints.txt pins the versions that the tests ran with.
     install_requires=[
@@ -37,6 +38,7 @@ setup(
         "scipy>=1.15",
         "tensorboardX>=2.6.4",  # TensorBoard's files without TensorFlow
         "tensorflow-datasets>=4.9.10",  # builders and readers; TensorFlow itself is not needed
+        "tokenizers>=0.21",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -9,6 +9,7 @@
 - ``:anchored``: as ``:cpu``, but Base starts at the plain prototypes: base 61.5 / 70.4, lcm 61.4 / 71.3.
 - ``:deploy``: as ``:cpu``, the closed-form model fitted on validation labels too. On the same photos region_word_ridge
   67.5 / 79.6.
+- ``:lite0``: as ``:cpu``, on EfficientNet-Lite0 at 320 pixels, the backbone of the model out of the box.
 - ``:paper``: the literal reading of the paper, trained end to end. Not run here: needs what the first one needs, and an
   accelerator.
 - ``:finetune``: ResNet-50 trained end to end with our settings. Needs an accelerator; run with Conv-4-64, in tests.
@@ -16,7 +17,7 @@
 
 from mlfsic_jax.run import config as defaults
 
-VARIANTS = ("", "cpu", "anchored", "deploy", "paper", "finetune")
+VARIANTS = ("", "cpu", "anchored", "deploy", "lite0", "paper", "finetune")
 
 
 def get_config(arg: str = ""):
@@ -29,7 +30,7 @@ def get_config(arg: str = ""):
     config.data.source = "data/VOCdevkit"  # where ``python -m mlfsic_jax.fetch voc`` puts it
     # Train images have no validation or novel label, validation images no novel one; other labels are ignored.
     config.data.policy = "leakfree"
-    if arg in ("cpu", "anchored", "deploy"):
+    if arg in ("cpu", "anchored", "deploy", "lite0"):
         config.backbone = "mobilenet_v2"
         # On validation labels d_d = 64 is no better and more epochs are worse, see docs/findings.md.
         config.model.d_dynamic = 16
@@ -40,6 +41,8 @@ def get_config(arg: str = ""):
             config.model.anchor = True
         elif arg == "deploy":
             config.ridge.fit_on = ("train", "validation")
+        elif arg == "lite0":
+            config.backbone, config.data.image_size = "efficientnet_lite0", 320
     elif arg == "paper":
         config.train_backbone = True
         config.freeze_batch_norm = True

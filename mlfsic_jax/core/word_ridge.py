@@ -181,19 +181,26 @@ def _shares(x):
     return x / jnp.maximum(x.sum(axis=-1, keepdims=True), 1e-12)
 
 
+def left_out_centre(left_out, labels):
+    """m_c, float [C]: the mean left-out score, of ``Adapted``, of the support images without label c.
+
+    Where these are few it is shrunk towards the mean over all labels. ``left_out`` and ``labels``, 0/1, are [S, C].
+    """
+    without = 1 - labels.astype(left_out.dtype)
+    overall = jnp.sum(without * left_out) / jnp.maximum(without.sum(), 1)
+    return (jnp.sum(without * left_out, axis=0) + _SHRINKAGE * overall) / (without.sum(axis=0) + _SHRINKAGE)
+
+
 def standardised(scores, left_out, labels):
     """Scores in units that mean the same for every label and episode: (s - m_c) / d.
 
-    m_c is the mean left-out score of the support images without label c, shrunk towards the mean over all labels where
-    they are few; d is the spread of those scores about m_c. One slope and one intercept, fitted on validation episodes,
-    make probabilities of them: sigmoid(slope * standardised + intercept).
+    m_c is that of ``left_out_centre``; d is the spread about it of the left-out scores of support images without the
+    label. One slope and one intercept, fitted on validation episodes, make probabilities of them:
+    sigmoid(slope * standardised + intercept).
 
     ``scores`` are float [Q, C], as is the result; ``left_out``, of ``Adapted``, and the support's labels, 0/1, [S, C].
     """
-    without = 1 - labels.astype(left_out.dtype)
-    n = without.sum(axis=0)
-    overall = jnp.sum(without * left_out) / jnp.maximum(without.sum(), 1)
-    centre = (jnp.sum(without * left_out, axis=0) + _SHRINKAGE * overall) / (n + _SHRINKAGE)
+    without, centre = 1 - labels.astype(left_out.dtype), left_out_centre(left_out, labels)
     spread = jnp.sqrt(jnp.sum(without * (left_out - centre) ** 2) / jnp.maximum(without.sum(), 1))
     return (scores - centre) / jnp.maximum(spread, 1e-6)
 

@@ -41,6 +41,14 @@ class View(NamedTuple):
     word_vectors: np.ndarray  # float32 [C, d_w]
     label_names: tuple[str, ...]  # C names, for messages
     support: np.ndarray | None = None  # bool [I] or None, as in ``data.Split``
+    # the backbone's own classifier: () -> float32 [K, n] and [K]
+    head: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    # vectors of the labels from elsewhere, by name: "classes" -> float32 [C, d], see ``data.class_words``
+    named_vectors: Callable[[str], np.ndarray] | None = None
+
+    def words(self, source: str) -> np.ndarray:
+        """Vectors of the labels for ``Method.words_from``: float32 [C, d]."""
+        return self.named_vectors(source) if source else self.word_vectors
 
 
 class Cache(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlfsic_jax.methods.base import Method
+from mlfsic_jax.methods.class_words import ClassWordRidge, ClassWords, PermutedNames, WithoutKinds, WithoutNames
 from mlfsic_jax.methods.classifier import Classifier
 from mlfsic_jax.methods.closed_form import Prototypes, Ridge
 from mlfsic_jax.methods.episodic import Base, BaseUntrained, ZeroShot
@@ -38,6 +39,11 @@ METHODS: dict[str, Method] = {
     "ridge": Ridge(),
     "word_ridge": WordRidge(),
     "region_word_ridge": RegionWordRidge(),
+    "class_words": ClassWords(),
+    "class_word_ridge": ClassWordRidge(),
+    "class_word_ridge_no_kinds": WithoutKinds(),
+    "class_word_ridge_no_names": WithoutNames(),
+    "class_word_ridge_permuted": PermutedNames(),
     "base_untrained": BaseUntrained(),
     "base": Base(),
     "lcm_random_scores": LCMRandomScores(),

@@ -31,6 +31,8 @@ class Method:
       base: what ``train`` needs from the base split: "" for nothing, "images", or "labels".
       adapts: ``fit`` learns from the support images; a method that does not is no default for own photos.
       needs_words: labels need word vectors.
+      words_from: where ``fit`` gets them: "" for those of the config, else see ``View.named_vectors``.
+      needs_photos: every label needs a support image.
       needs_contrast: every label needs a support image without it.
       calibrated: ``score`` gives standardised scores, and sigmoid(slope * score + intercept), fitted on validation
         labels, the probabilities; otherwise scores are used as probabilities.
@@ -46,6 +48,8 @@ class Method:
     base: ClassVar[str] = ""
     adapts: ClassVar[bool] = True
     needs_words: ClassVar[bool] = False
+    words_from: ClassVar[str] = ""
+    needs_photos: ClassVar[bool] = True
     needs_contrast: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
     tuned: ClassVar[str] = ""
@@ -56,6 +60,10 @@ class Method:
 
     def __post_init__(self):
         """Checks the options, see ``core.options.require``."""
+
+    def explaining(self) -> Method:
+        """The same method, keeping what ``explain`` needs, for own photos and the report."""
+        return self
 
     def train(self, key: jax.Array, base: View) -> dict[str, Any]:
         """Learns from the base split, once.
@@ -119,10 +127,11 @@ class Method:
         return {}
 
     def explain(self, trained, state, images) -> dict[str, Any] | None:
-        """Splits a query's scores region by region; None where a method cannot.
+        """Splits a query's scores, of a calibrated method before they are centred, region by region; or None.
 
         Returns:
           "prior" float [Q, C], "pairs" float [Q, S, L, L] and "dual" float [S, C]: a score is the prior plus the sum
-          over support images s and regions l and m of ``pairs[q, s, l, m] * dual[s, c]``.
+          over support images s and regions l and m of ``pairs[q, s, l, m] * dual[s, c]``. Of a prior that comes from
+          regions and classes also "prior_pairs" float [Q, L, C] and "classes" float [C, K].
         """
         return None

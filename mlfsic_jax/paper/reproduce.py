@@ -27,7 +27,8 @@ def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[s
     root = Path(root)
     with reported(f"cannot write to the workdir {root}", "choose another with --workdir", OSError):
         root.mkdir(parents=True, exist_ok=True)
-    made, errors = Made(name, TABLES[name](config), Runs(config, root), given, []), []
+    table = TABLES[name](config)
+    made, errors = Made(name, table, Runs(config, root, table.untrained), given, []), []
     for row in track(made.table.rows, total=len(made.table.rows), description=f"table {name}", unit="rows"):
         values, reason = {}, ""
         if row.method:

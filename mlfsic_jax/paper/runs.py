@@ -28,10 +28,13 @@ Values = dict[str, np.ndarray]  # metric -> float32 [E], one value for each nove
 
 
 class Runs:
-    """The runs of one config and its changes, in folders of ``root``; a finished one is not done again."""
+    """The runs of one config and its changes, in folders of ``root``; a finished one is not done again.
 
-    def __init__(self, config: ConfigDict, root: Path):
-        self.config, self.root = config, root
+    With ``untrained``, for methods that need no training by episodes, each is evaluated by itself.
+    """
+
+    def __init__(self, config: ConfigDict, root: Path, untrained: bool = False):
+        self.config, self.root, self.untrained = config, root, untrained
         self._done: dict[tuple[Path, str], dict[int, Values] | InputError] = {}
         self._inputs: dict[Path, inputs.Inputs] = {}
 
@@ -54,8 +57,10 @@ class Runs:
         return self.root / re.sub(r"[^\w.,=-]", "_", name)
 
     def is_alone(self, method: str) -> bool:
-        """Whether a method is evaluated by itself, since a run leaves it out."""
+        """Whether a method is evaluated by itself, since a run leaves it out or none is wanted."""
         name = method.partition("@")[0]
+        if self.untrained:
+            return True
         return METHODS[name].on_request and name not in self.config.eval.methods
 
     def values(self, changes: Mapping, method: str) -> dict[int, Values]:

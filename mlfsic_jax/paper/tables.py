@@ -64,6 +64,7 @@ class Table(NamedTuple):
     title: str
     rows: tuple[Row, ...]
     note: str = ""  # below the table
+    untrained: bool = False  # whether no row needs training by episodes
 
 
 def published_as(method: str, words: str = "GloVe", backbone: str = "ResNet-50", dataset: str = "coco", **setting):
@@ -288,6 +289,20 @@ def _reading(_) -> Table:
     return Table("Our reading of what the paper leaves open", _against("Base", rows))
 
 
+def _by_name(config) -> Table:
+    rows = [
+        Row("ridge", "ridge"),
+        Row("names alone", "class_words"),
+        Row("names and photos", "class_word_ridge"),
+        Row("... without the classes that are kinds of a label", "class_word_ridge_no_kinds"),
+        Row("... nor those with a label in their name", "class_word_ridge_no_names"),
+        Row("... with the name of another label", "class_word_ridge_permuted"),
+        Row("... which are always used", "class_word_ridge_permuted", ({"class_words.gated": False},)),
+    ]
+    note = f"{config.backbone} was trained on classes of these names, such as breeds of dogs: they are not new to it."
+    return Table("Labels by name, through the backbone's classifier", _against("ridge", rows), note, untrained=True)
+
+
 def _wga_of(config) -> dict:
     """Changes to WGA; with a backbone that is trained, in the steps of the config."""
     return WGA if config.train_backbone else WGA | WGA_TRAINING
@@ -329,7 +344,7 @@ def _own_words(config, fields: Iterable[str]) -> dict[str, str]:
 _PHOTOS = ("voc", "coco", "nus_wide", "imaterialist")
 _OTHERS = (
     *(_laso_protocol, _components, _attention, _selection, _heads, _theta),
-    *(_backbones, _embeddings, _zero_shot, _clip, _fspml, _seeds, _wga, _reading),
+    *(_backbones, _embeddings, _zero_shot, _clip, _fspml, _seeds, _wga, _reading, _by_name),
 )
 TABLES: dict[str, Callable[[ConfigDict], Table]] = {
     **{name: functools.partial(_main_table, dataset=name) for name in _PHOTOS},

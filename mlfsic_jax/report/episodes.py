@@ -174,7 +174,7 @@ def look_at(
     shown = np.sort(np.random.default_rng(number).permutation(view.labels.shape[1])[:_LABELS])
     first = [query[view.labels[query, c].argmax()] for c in shown]
     query = np.array(list(dict.fromkeys([*first, *query]))[:_QUERIES])
-    labels, words, n = view.labels[support], view.word_vectors, len(support)
+    labels, n = view.labels[support], len(support)
     explained, mapped = _choose(trained)
     methods = {name: trained.methods[name] for name in (explained, mapped) if name}
     taught = {name: saved.trained_of(trained, name) for name in methods}
@@ -183,7 +183,7 @@ def look_at(
     for name, method in methods.items():
         images = embedded[method.embed_key(taught[name])]
         s, q = ({key: x[part] for key, x in images.items()} for part in np.s_[:n, n:])
-        found = _apply(method, taught[name], words, s, labels, q)
+        found = _apply(method, taught[name], view.words(method.words_from), s, labels, q)
         scores, explanations[name], here = jax.device_get(found)
         probabilities[name] = np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1)
         if name == mapped:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlfsic_jax.data.class_words import class_names
 from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate, inputs
@@ -21,6 +22,9 @@ from mlfsic_jax.run.photos import is_many, read_batches
 from mlfsic_jax.run.saved import Predictor, Trained, trained_of, word_width
 from mlfsic_jax.system.errors import InputError
 
+_BY_NAME = "class_word_ridge"
+_CLASSES = 5  # that are named
+
 
 class Predictions(NamedTuple):
     """The predictions for Q photos."""
@@ -28,6 +32,17 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # float32 [Q, C]
     label_names: tuple[str, ...]  # C names
     labels: tuple[tuple[str, ...], ...]  # of each photo, those above their threshold, the likeliest first
+
+
+class Reason(NamedTuple):
+    """Why a label was predicted: the shares of its score, before that is standardised, and where they come from."""
+
+    label: str
+    probability: float
+    words: float  # share of the label's name
+    photos: float  # share of the support photos
+    classes: tuple[tuple[str, float], ...]  # ImageNet classes that the name was reached through, with their weights
+    region: tuple[int, int]  # (row, column), on the photo's grid, of the region that adds most to the name's share
 
 
 class Classifier(NamedTuple):
@@ -58,15 +73,33 @@ class Classifier(NamedTuple):
         ``Match.support`` counts the photos of ``fit``. ``InputError`` when the photo cannot be read, or the method does
         not compare regions.
         """
+        found, probability = self._explain(photo)
+        options = {"width": self.predictor.grid[1], "threshold": self.thresholds}
+        return strongest_matches(found["pairs"][0], found["dual"], probability, self.label_names, **options)
+
+    def reasons(self, photo: Any) -> list[Reason]:
+        """What names and photos add to a photo's scores, the likeliest label first; errors as of ``explain``."""
+        found, probability = self._explain(photo)
+        if "classes" not in found:
+            raise InputError(f"method {self.method} has no classes that names are reached through: use {_BY_NAME}")
+        photos = np.einsum("slm,sc->c", found["pairs"][0], found["dual"])
+        names, reasons = class_names(), []
+        for c in np.argsort(-probability, kind="stable"):
+            weights, where = found["classes"][c], int(found["prior_pairs"][0, :, c].argmax())
+            classes = tuple((names[k], float(weights[k])) for k in np.argsort(-weights)[:_CLASSES])
+            values = float(probability[c]), float(found["prior"][0, c]), float(photos[c])
+            reasons.append(Reason(self.label_names[c], *values, classes, divmod(where, self.predictor.grid[1])))
+        return reasons
+
+    def _explain(self, photo: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """``Method.explain`` of one photo, and its probabilities, float32 [C]."""
         method, trained = self.trained.methods[self.method], trained_of(self.trained, self.method)
         if type(method).explain is Method.explain:
             able = [name for name, m in METHODS.items() if type(m).explain is not Method.explain]
             raise InputError(f"method {self.method} does not compare regions: fit with one of {', '.join(able)}")
         images = _embed_photos(self.predictor, self.trained, self.method, [photo])
         found = {name: np.asarray(x) for name, x in method.explain(trained, self.state, images).items()}
-        (probability,) = _probabilities(self, images)
-        options = {"width": self.predictor.grid[1], "threshold": self.thresholds}
-        return strongest_matches(found["pairs"][0], found["dual"], probability, self.label_names, **options)
+        return found, _probabilities(self, images)[0]
 
 
 def fit(
@@ -77,8 +110,11 @@ def fit(
     method: str | None = None,
     label_names: Sequence[str] | None = None,
     vectors: str | os.PathLike[str] | None = None,
+    wordings: Mapping[str, Sequence[str]] | None = None,
 ) -> Classifier:
     """Teaches a model labels from a few photos. Nothing is trained: it takes a moment.
+
+    The model out of the box needs none: ``fit(model, [], [], label_names=("cat", "dog"))``.
 
     Args:
       predictor: of its shot counts, the one nearest to the photos per label (median) is used.
@@ -87,6 +123,8 @@ def fit(
       method: one of ``METHODS``; None for the one that was best on validation labels.
       label_names: the labels, to fix their order; by default as they occur.
       vectors: a further file of word vectors, see ``words.load_word_vectors``, looked at before the model's.
+      wordings: of some labels, in place of their names, one or several that are averaged, such as
+        ``{"dog": ("dog", "puppy")}``; for methods that encode names.
 
     Raises:
       InputError: a label has no photo, no word vector or no counter-example, a photo cannot be read, or the model was
@@ -94,19 +132,25 @@ def fit(
     """
     names, matrix = _label_matrix(photos, labels, label_names)
     median = statistics.median(matrix.sum(axis=0).tolist())
-    trained = min(predictor.trained, key=lambda t: abs(t.n_shot - median))
+    # of two shot counts that are equally near, the larger
+    trained = min(predictor.trained, key=lambda t: (abs(t.n_shot - median), -t.n_shot))
     note = _note(predictor, trained, method, median)
     chosen = method or _best(trained)
     value = _method(predictor, trained, chosen)
+    alone = [name for name, column in zip(names, matrix.T, strict=True) if not column.any()]
+    if alone and value.needs_photos:
+        raise InputError(f"label {alone[0]!r} has no support photo: give it 1 to 5, or take it out")
     everywhere = [name for name, column in zip(names, matrix.T, strict=True) if column.all()]
     if everywhere and value.needs_contrast:
         raise InputError(
             f"label {everywhere[0]!r} is on every support photo, so {chosen} has nothing to tell it from: add a photo "
             "without it (it may have no label at all), or use method prototypes"
         )
-    words = _word_vectors(predictor, names, word_width(trained.stores), vectors) if value.needs_words else None
+    words = _words(predictor, trained, value, names, vectors, wordings)
     images = _embed_photos(predictor, trained, chosen, photos)
     state = _fit(value, trained_of(trained, chosen), images, jnp.asarray(matrix), words)
+    if value.statistics(state).get("beta", 1) == 0:
+        note += "; the photos are told apart better without the names, which are not used"
     kept = state.get("keep") if isinstance(state, dict) else None
     kept = None if kept is None else np.asarray(kept).reshape(-1, *predictor.grid)
     return Classifier(predictor, trained, chosen, names, np.full(len(names), THRESHOLD), state, kept, note)
@@ -138,13 +182,10 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
     names = tuple(dict.fromkeys(given if label_names is None else label_names))
     if not names:
         raise InputError("the support has no label: name at least one, with 1 to 5 photos")
-    for name in names:
-        if name not in given:
-            raise InputError(f"label {name!r} has no support photo: give it 1 to 5, or take it out")
     for name in given:
         if name not in names:
             raise InputError(f"label {name!r} of a support photo is not among the labels {', '.join(names)}")
-    return names, np.array([[name in photo for name in names] for photo in each])
+    return names, np.array([[name in photo for name in names] for photo in each], bool).reshape(len(each), len(names))
 
 
 def _best(trained: Trained) -> str:
@@ -173,6 +214,11 @@ def _method(predictor: Predictor, trained: Trained, name: str) -> Method:
 
 def _note(predictor: Predictor, trained: Trained, method: str | None, median: float) -> str:
     name, dataset = method or _best(trained), predictor.config.data.name
+    if predictor.manifest.get("ready"):
+        kind = "names and photos" if median else "names alone"
+        return (
+            f"method {name}, out of the box, from {kind}: {predictor.config.backbone} was trained on ImageNet's classes"
+        )
     note = f"method {name}: {'chosen by you' if method else 'best on validation labels'}"
     if name in trained.validation:
         note += f" ({100 * trained.validation[name]:.1f} Ma-AP there, {trained.n_shot}-shot)"
@@ -183,6 +229,16 @@ def _note(predictor: Predictor, trained: Trained, method: str | None, median: fl
     if len(predictor.trained) > 1:
         note += f"; the support has {median:g} per label, {trained.n_shot}-shot is nearest to that"
     return note
+
+
+def _words(predictor: Predictor, trained: Trained, method: Method, names, vectors, wordings) -> np.ndarray | None:
+    """What ``Method.fit`` gets as words."""
+    if not method.needs_words:
+        return None
+    if method.words_from:
+        named = [(wordings or {}).get(name, (name.replace("_", " "),)) for name in names]
+        return inputs.class_mixtures(method.words_from, named, predictor.encoder)
+    return _word_vectors(predictor, names, word_width(trained.stores), vectors)
 
 
 def _word_vectors(predictor: Predictor, names: Sequence[str], dimension: int, vectors) -> np.ndarray:
@@ -220,8 +276,9 @@ def _word_vectors(predictor: Predictor, names: Sequence[str], dimension: int, ve
 
 def _embed_photos(predictor: Predictor, trained: Trained, method: str, photos: Sequence[Any]) -> dict[str, np.ndarray]:
     """``Method.embed`` of photos that all have to be readable."""
-    parts = []
-    for pixels, errors in read_batches(photos, predictor.image_size):
+    parts, size = [], predictor.image_size
+    none = [(np.zeros((1, size, size, 3), np.uint8), [])]  # for the shapes
+    for pixels, errors in read_batches(photos, size) if len(photos) else none:
         for error in filter(None, errors):
             raise error
         images = _embed(predictor, trained, method, pixels)

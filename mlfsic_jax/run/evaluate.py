@@ -119,7 +119,8 @@ def _score(methods: Methods, trained: Trained, view: View, support: list[np.ndar
     # Each image is embedded once, however many episodes it is in, and stays on the devices.
     embedded = embed(methods, trained, view, rows)
     there = {key: parallel.replicate(images) for key, images in embedded.items()}
-    words, labels_there = parallel.replicate((view.word_vectors, labels))
+    vectors = {source: view.words(source) for source in {method.words_from for method in methods.values()}}
+    words, labels_there = parallel.replicate((vectors, labels))
     sharing: dict[Hashable, str] = {}
     programs: dict[Hashable, dict[str, tuple[Method, str]]] = {}
     for name, method in methods.items():
@@ -153,8 +154,8 @@ def _score_together(members: Members, arrays: tuple, support: list[np.ndarray], 
     size = min(most, -(-on_device // _EPISODES_AT_ONCE) * _EPISODES_AT_ONCE) * jax.device_count()
     batches = [group[first : first + size] for group in groups for first in range(0, len(group), size)]
     if len(batches) > 1 and not method.batched:  # LCM's tuning takes a minute, methods on request take several
-        others = f" and {len(members) - 1} more methods" if len(members) > 1 else ""
-        batches = track(batches, total=len(batches), description=f"evaluating {name}{others}", unit="batches of episodes")
+        what = f"evaluating {name}" + (f" and {len(members) - 1} more methods" if len(members) > 1 else "")
+        batches = track(batches, total=len(batches), description=what, unit="batches of episodes")
     scores, statistics = {}, []
     specs = (parallel.REPLICATED,) * len(arrays) + (parallel.SHARDED,) * 2
     for batch in batches:
@@ -181,9 +182,10 @@ def _score_batch(members: tuple[tuple[str, tuple[Method, str]], ...], trained, w
         results, supports, truth = {}, {}, labels[rows[0]]
         for name, (method, shared) in members:
             s, q = (_rows(images[name], r) for r in rows)
+            w = words[method.words_from]
             if shared not in supports:
-                supports[shared] = method.embed_support(trained[name], s, truth, words)
-            score = functools.partial(_score_episode, method, words, truth, {**s, **supports[shared]}, q)
+                supports[shared] = method.embed_support(trained[name], s, truth, w)
+            score = functools.partial(_score_episode, method, w, truth, {**s, **supports[shared]}, q)
             if method.tuned and jnp.ndim(trained[name][method.tuned]):
                 score = jax.vmap(score, ({key: 0 if key == method.tuned else None for key in trained[name]},))
             results[name] = score(trained[name])

@@ -1,6 +1,7 @@
 """From a config to what training and evaluation work on: photos or cached features, labels, words, a model."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,19 @@ from ml_collections import ConfigDict
 
 from mlfsic_jax import backbones, data
 from mlfsic_jax.backbones import weights as pretrained
+from mlfsic_jax.core.functional import unit
 from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data import class_words
+from mlfsic_jax.data.assets import local_weights
 from mlfsic_jax.data.features import Cache, View, open_or_build, usable_splits
+from mlfsic_jax.data.minilm import encode_texts
 from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.data.transforms import augment, normalise
 from mlfsic_jax.data.words import default_path, how_to_get, load_word_vectors
 from mlfsic_jax.run.config import create_model
 from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import expand
 
 
 class Inputs(NamedTuple):
@@ -82,6 +88,12 @@ def load(config: ConfigDict) -> Inputs:
             word_vectors=words[labels],
             label_names=tuple(dataset.label_names[c] for c in labels),
             support=support,
+            head=functools.cache(lambda: classifier_head(config)),
+            named_vectors=functools.cache(
+                lambda source: class_mixtures(
+                    source, [[dataset.display_names[c]] for c in labels], encoder_folder(config)
+                )
+            ),
         )
 
     usable = usable_splits(dataset, cache)
@@ -137,7 +149,7 @@ def feature_cache(
         made_from["computed_in"] = backbone.dtype
     return open_or_build(
         dataset,
-        cache_dir=config.cache_dir,
+        cache_dir=expand(config.cache_dir),
         image_size=size,
         row_shape=jax.eval_shape(backbone.apply, weights, photo).shape[1:],
         dtype="float16",
@@ -150,7 +162,7 @@ def photo_cache(config: ConfigDict, dataset: data.ImageDataset) -> Cache:
     """The dataset's photos, resized."""
     size = image_size(config)
     kind = {"row_shape": (size, size, 3), "dtype": "uint8", "made_from": {"backbone": "photos"}}
-    return open_or_build(dataset, cache_dir=config.cache_dir, image_size=size, **kind)
+    return open_or_build(dataset, cache_dir=expand(config.cache_dir), image_size=size, **kind)
 
 
 def image_size(config: ConfigDict) -> int:
@@ -168,12 +180,37 @@ def weights_path(config: ConfigDict) -> str:
     if config.backbone_weights != "published":
         return config.backbone_weights
     files = backbones.published_files(config.backbone)
-    return ",".join(str(Path(config.data_dir) / Path(file.url).name) for file in files)
+    return ",".join(map(str, local_weights(config.backbone, files, config.data_dir)))
+
+
+def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [1000, n] and bias [1000] of the classifier in the backbone's weights file, float32; ``InputError``."""
+    return pretrained.load_head(weights_path(config), config.backbone)
+
+
+def encoder_folder(config: ConfigDict) -> Path:
+    """Where the sentence encoder is."""
+    return Path(config.data_dir) / "minilm"
+
+
+def class_mixtures(source: str, wordings: Sequence[Sequence[str]], encoder: str | Path) -> np.ndarray:
+    """Labels as mixtures of ImageNet's classes: float32 [C, s * K], see ``class_words.mixtures``.
+
+    ``source`` is "classes", or "classes without kinds", "classes without names" (``class_words.left_out``);
+    ``wordings`` has the names of each label, whose vectors are averaged; ``encoder`` is the folder of MiniLM.
+    """
+    flat = [name for names in wordings for name in names]
+    vectors = encode_texts([class_words.PROMPT.format(name) for name in flat], encoder)
+    each = np.split(vectors, np.cumsum([len(names) for names in wordings])[:-1])
+    means = np.stack([part.mean(axis=0) for part in each])
+    leave = class_words.left_out(flat, source.removeprefix("classes").removeprefix(" without "))
+    return class_words.mixtures(np.asarray(unit(means)), leave).reshape(len(wordings), -1)
 
 
 def vectors_path(config: ConfigDict) -> str:
     """The file of word vectors."""
-    return config.labels.vectors or str(default_path(config.labels.embedding, config.data.name, config.data_dir))
+    path = config.labels.vectors or default_path(config.labels.embedding, config.data.name, config.data_dir)
+    return str(expand(path))
 
 
 def load_dataset(config: ConfigDict) -> data.ImageDataset:
@@ -209,10 +246,10 @@ def _report_missing(config: ConfigDict, data_config: ConfigDict) -> None:
     if config.labels.embedding != "dataset" and not Path(vectors_path(config)).is_file():
         how = how_to_get(config.labels.embedding, config.data.name, config.data_dir)
         missing.append(f"config.labels.vectors = {vectors_path(config)!r}: no such file; {how}")
-    for path in filter(None, weights_path(config).split(",")):
-        if not Path(path).is_file():
+    for path in pretrained.weights_files(weights_path(config)) if weights_path(config) else ():
+        if not path.is_file():
             how = backbones.how_to_get(config.backbone, config.data_dir)
-            missing.append(f"config.backbone_weights = {path!r}: no such file; {how}")
+            missing.append(f"config.backbone_weights = '{path}': no such file; {how}")
     if not data.is_available(data_config):
         layout = data.layout(config.data.name)
         missing.append(f"config.data.source = {config.data.source!r}: no such folder; {layout}")

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 from mlfsic_jax import methods
 from mlfsic_jax.backbones.weights import weights_files
 from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data import class_words
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import config as defaults
 from mlfsic_jax.run import inputs
@@ -64,6 +65,7 @@ class Predictor(NamedTuple):
     grid: tuple[int, int]  # h and w of the backbone's local features
     trained: tuple[Trained, ...]  # one for each shot count, ascending
     word_files: tuple[Path, ...]  # where word vectors are looked up, in this order
+    encoder: Path  # the folder of the sentence encoder, for methods that encode names
 
 
 def trained_of(trained: Trained, name: str) -> dict[str, Any]:
@@ -124,7 +126,8 @@ def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, expor
         word_files += (Path(inputs.vectors_path(config)),)
     trained = tuple(_trained(path, config, entry, photo, features, backbone) for entry in chosen)
     frozen, grid = FrozenConfigDict(config), features.shape[1:3]
-    return Predictor(path, manifest, frozen, backbone, weights, size, grid, trained, word_files)
+    encoder = path / inputs.encoder_folder(config).name if exported else inputs.encoder_folder(config)
+    return Predictor(path, manifest, frozen, backbone, weights, size, grid, trained, word_files, encoder)
 
 
 def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, backbone) -> Trained:
@@ -132,10 +135,10 @@ def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, back
     stores = _read_tree(file)
     model = defaults.create_model(config, backbone if config.train_backbone else None)
     images = photo if config.train_backbone else features
-    expected = _shapes(model, images, features, stores)
+    expected = _shapes(model, images, features, stores) if "episodes" in stores else {}
     _need_shapes(file, {name: tree for name, tree in stores.items() if name in expected}, expected)
     every = defaults.create_methods(config, entry["n_shot"], tuple(METHODS))
-    every = {name: method for name, method in every.items() if not method.control}
+    every = {name: method.explaining() for name, method in every.items() if not method.control}
     there = {name: method for name, method in every.items() if stores.keys() >= set(method.stores)}
     for name, method in there.items():
         if not expected.keys() >= set(method.stores):
@@ -239,7 +242,8 @@ def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, An
 def _need_usable(path: Path, name: str, method: Method, stores: Mapping[str, Any], features) -> None:
     """Traces a method whose stores have shapes of its own: what was altered is told here, not when photos are read."""
     some = jax.ShapeDtypeStruct((2, features.shape[1] * features.shape[2], features.shape[3]), jnp.float32)
-    words = jax.ShapeDtypeStruct((2, word_width(stores)), jnp.float32)
+    width = len(stores["classes"]["bias"]) * class_words.N_SOURCES if method.words_from else word_width(stores)
+    words = jax.ShapeDtypeStruct((2, width), jnp.float32)
 
     def scores(trained, features, words):
         images, labels = method.embed(trained, features), jnp.eye(2, dtype=bool)

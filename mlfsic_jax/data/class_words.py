@@ -1,0 +1,109 @@
+"""Labels as mixtures of ImageNet's 1,000 classes, by how near their texts are: for ``methods.class_words``.
+
+``class_texts.json`` has WordNet's facts about the classes; ``class_vectors.safetensors`` all-MiniLM-L6-v2's vectors of
+two kinds of text, "gloss" of "a photo of a LEMMA: GLOSS" and "photo", the mean over "a photo of a LEMMA"; and
+``backbone_means.safetensors`` means over photos for each backbone that labels photos without a dataset.
+"""
+
+import functools
+import importlib.resources
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from safetensors.numpy import load
+
+from mlfsic_jax.data.text import package_json
+from mlfsic_jax.system.errors import InputError
+
+N_SOURCES = 2  # kinds of text
+PROMPT = "a photo of a {}"
+WITHOUT = ("", "kinds", "names")  # classes to leave out: none; kinds of a label; and those with a label in their name
+_SHARPNESS, _REGULARISER = 5.0, 0.1  # of the kernel regression
+
+
+def class_names() -> tuple[str, ...]:
+    """The first lemma of every class, in the order of the classifiers' outputs."""
+    return tuple(entry["lemmas"][0] for entry in _texts()["classes"])
+
+
+def prompts() -> tuple[list[str], list[list[str]]]:
+    """The texts behind ``class_vectors``: with the gloss, one per class, and of every lemma."""
+    classes = _texts()["classes"]
+    with_gloss = [f"{PROMPT.format(entry['lemmas'][0])}: {entry['gloss']}" for entry in classes]
+    return with_gloss, [[PROMPT.format(lemma) for lemma in entry["lemmas"]] for entry in classes]
+
+
+def left_out(labels: Sequence[str], without: str) -> np.ndarray:
+    """Which classes are left out for these labels: bool [K].
+
+    "kinds" leaves out the classes that are, or are kinds of, something that WordNet calls by a label's name; "names"
+    those as well that have a label in their own name: for honest numbers on labels that the classifier was trained on.
+    """
+    if without not in WITHOUT:
+        raise ValueError(f"without = {without!r} is none of {WITHOUT}")
+    texts, wanted = _texts(), {_plain(label) for label in labels}
+    hypernyms = [wanted & {_plain(lemma) for lemma in lemmas} for lemmas in texts["hypernyms"]]
+    named = re.compile(r"\b(" + "|".join(map(re.escape, sorted(wanted))) + r")\b")
+
+    def leave(entry):
+        own = [_plain(lemma) for lemma in entry["lemmas"]]
+        kind = not wanted.isdisjoint(own) or any(hypernyms[i] for i in entry["hypernyms"])
+        return kind or (without == "names" and any(map(named.search, own)))
+
+    return np.array([bool(without) and leave(entry) for entry in texts["classes"]])
+
+
+def mixtures(label_vectors: np.ndarray, leave: np.ndarray | None = None, classes: np.ndarray | None = None):
+    """Kernel regression from the texts of classes to those of labels: float32 [C, s, K].
+
+    a_s = k(w, E_s) (k(E_s, E_s) + 0.1 I)^-1 with k(u, v) = exp(5 (u.v - 1)); E_s are the vectors of the classes.
+
+    Args:
+      label_vectors: float [C, e], of length 1, by the encoder that made the vectors of the classes.
+      leave: bool [K], classes that get nothing.
+      classes: float [s, K, e], of length 1; by default those of all-MiniLM-L6-v2, two kinds of text.
+    """
+    classes = class_vectors() if classes is None else classes
+    if label_vectors.shape[1] != classes.shape[2]:
+        width = f"vectors of {label_vectors.shape[1]} numbers, but those of the classes have {classes.shape[2]}"
+        raise InputError(f"the labels have {width}: use the same text encoder for both")
+    keep = np.flatnonzero(np.ones(classes.shape[1], bool) if leave is None else ~leave)
+    found = np.zeros((len(label_vectors), *classes.shape[:2]))
+
+    def kernel(a, b):
+        return np.exp(_SHARPNESS * (a @ b.T - 1))
+
+    for source, vectors in enumerate(classes[:, keep].astype(np.float64)):
+        gram = kernel(vectors, vectors) + _REGULARISER * np.eye(len(keep))
+        found[:, source, keep] = np.linalg.solve(gram, kernel(vectors, label_vectors.astype(np.float64))).T
+    return found.astype(np.float32)
+
+
+@functools.cache
+def class_vectors() -> np.ndarray:
+    """Vectors of the classes' texts, of length 1: float32 [2, K, 384]."""
+    arrays = _arrays("class_vectors")
+    vectors = np.stack([arrays["gloss"], arrays["photo"]]).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+
+
+def backbone_means(backbone: str, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Means over photos of local features, float32 [n], and of the highest logits, [K]; None for other backbones."""
+    arrays = _arrays("backbone_means")
+    names = [f"{backbone}.{image_size}.{what}" for what in ("features", "logits")]
+    return tuple(arrays[name].astype(np.float32) for name in names) if names[0] in arrays else None
+
+
+@functools.cache
+def _texts() -> dict:
+    return package_json("class_texts.json")
+
+
+@functools.cache
+def _arrays(name: str) -> Mapping[str, np.ndarray]:
+    return load(importlib.resources.files("mlfsic_jax.data").joinpath(f"{name}.safetensors").read_bytes())
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
