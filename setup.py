@@ -50,6 +50,7 @@ setup(
         "torch": ["torch>=2.6"],
         "text": ["huggingface_hub>=1.0", "torch>=2.6", "transformers>=5.0"],
         "word2vec": ["gensim>=4.4"],
+        "heic": ["pillow-heif>=0.20"],
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
     },

@@ -27,6 +27,6 @@ def get_config(arg: str = ""):
     config.backbone = "mobilenet_v2"
     config.model.d_dynamic = 16  # this and the epochs as for VOC
     config.train.epochs = 40
-    config.train.warmup_epochs = 2
+    config.train.warmup_epochs = config.train.get_ref("epochs") // 20
     config.train.validate_every = 5
     return config.lock()

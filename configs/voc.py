@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         # On validation labels d_d = 64 is no better and more epochs are worse, see docs/findings.md.
         config.model.d_dynamic = 16
         config.train.epochs = 40
-        config.train.warmup_epochs = 2
+        config.train.warmup_epochs = config.train.get_ref("epochs") // 20
         config.train.validate_every = 5
         if arg == "anchored":
             config.model.anchor = True

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
+from mlfsic_jax.run import label_studio
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
 from mlfsic_jax.run.photos import find_photos
 from mlfsic_jax.run.ready import QUALITIES, load
@@ -32,19 +33,22 @@ from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reported
 
 UNREADABLE = 3  # exit status
+_ENDINGS = {"csv": ".csv", "json": ".json", "label-studio": ".json"}  # of --out, by --format
 
 
 def run(flags: argparse.Namespace) -> int:
     """The command; returns how many photos could not be read. After a mistake (``InputError``) nothing was written."""
     out = expand(flags.out)
-    if out.suffix not in (".csv", ".json"):
-        raise InputError(f"--out={flags.out} must end in .csv or .json")
+    kind = flags.format or out.suffix.removeprefix(".")
+    if _ENDINGS.get(kind) != out.suffix:
+        raise InputError(f"--out={flags.out} must end in {_ENDINGS.get(kind, '.csv or .json')}")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={flags.out} cannot be written: give a file in a folder that exists")
     labels, names, wordings = _labels(flags)
-    if out.suffix == ".csv" and not {"file", "labels"}.isdisjoint(names):
+    if kind == "csv" and not {"file", "labels"}.isdisjoint(names):
         raise InputError("a label called file or labels cannot be told from a column: give an --out that ends in .json")
     photos = find_photos(flags.images)
+    project = label_studio.prepare(names, photos, flags.image_root) if kind == "label-studio" else None
     options = {"quality": flags.quality, "data_dir": flags.data_dir, "fetch": flags.download}
     predictor = load(flags.workdir, flags.n_shot, **options)
     options = {"method": flags.method, "label_names": names, "vectors": flags.vectors, "wordings": wordings}
@@ -59,9 +63,13 @@ def run(flags: argparse.Namespace) -> int:
     if not rows:
         raise InputError(f"none of the {len(photos)} photos can be read")
     with reported(f"--out={flags.out} cannot be written", "give another", OSError):
-        (_write_csv if out.suffix == ".csv" else _write_json)(out, classifier, rows, unreadable)
+        if project:
+            config = label_studio.write(out, project, classifier, rows)
+        else:
+            (_write_csv if kind == "csv" else _write_json)(out, classifier, rows, unreadable)
+    beside = f", and {config} for the project's labelling configuration" if project else ""
     left_out = f", {len(unreadable)} unreadable photos left out" if unreadable else ""
-    print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}")
+    print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}{beside}")
     return len(unreadable)
 
 
@@ -132,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--support", help="a CSV file of examples: columns file,labels; several labels as sofa|cat")
     parser.add_argument("--images", required=True, nargs="+", action="extend", help="a folder, files, or 'a/*.jpg'")
     parser.add_argument("--out", required=True, help="the .csv or .json file to write")
+    parser.add_argument("--format", choices=_ENDINGS, help="default: csv or json, by --out; label-studio: its tasks")
+    parser.add_argument("--image_root", help="for label-studio: the folder that its server serves, above the photos'")
     parser.add_argument("--workdir", help="of a training run, or an exported folder; default: the model out of the box")
     parser.add_argument("--quality", choices=QUALITIES, default="standard", help="of the model out of the box")
     parser.add_argument("--download", action="store_true", help="fetch the model's files where they are missing")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -83,10 +84,39 @@ def test_json_and_photos_that_cannot_be_read(frozen, user, capsys):
         assert set(photo["labels"]) == {name for name, p in photo["probabilities"].items() if p > 0.5}
 
 
+def test_label_studio_s_tasks(frozen, user, model, capsys):
+    Path("mine/cut.png").write_bytes(Path("example0.png").read_bytes()[:300])
+    flags = {"format": "label-studio", "out": "out.json", "image_root": user, "method": "ridge"}
+    with pytest.raises(SystemExit) as caught:
+        predict.main(arguments(frozen, **flags))
+    assert caught.value.code == predict.UNREADABLE
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("wrote out.json: 20 photos, 3 labels, 1 unreadable") and line.count("out.xml") == 1
+    choices = ElementTree.parse("out.xml").findall("Choices/Choice")
+    assert [choice.get("value") for choice in choices] == ["kelp", "sea", "pine tree"]
+    photos = [f"example{i}.png" for i in range(5)]
+    few = fit(model, photos, [["kelp"], ["kelp", "sea"], ["pine tree"], ["sea"], []], method="ridge")
+    tasks = json.loads(Path("out.json").read_text())
+    found = [task["data"]["image"].removeprefix("/data/local-files/?d=") for task in tasks]
+    assert len(set(found)) == 20 and all(photo.startswith("mine/") for photo in found)
+    labels = [sum((r["value"]["choices"] for r in task["predictions"][0]["result"]), []) for task in tasks]
+    assert labels == [list(names) for names in few.predict(found).labels] and any(labels)
+
+
 @pytest.mark.parametrize(
     ("changes", "table", "complaint"),
     [
         ({"out": "out.txt"}, None, "--out=out.txt must end in .csv or .json"),
+        ({"out": "out.json", "format": "csv"}, None, "--out=out.json must end in .csv"),
+        ({"out": "out.csv", "format": "json"}, None, "--out=out.csv must end in .json"),
+        ({"out": "out.csv", "format": "label-studio"}, None, "--out=out.csv must end in .json"),
+        ({"out": "out.json", "format": "coco"}, None, "invalid choice: 'coco' (choose from 'csv', 'json', 'label-s"),
+        ({"out": "out.json", "format": "label-studio"}, None, "give it as --image_root=FOLDER"),
+        (
+            {"out": "out.json", "format": "label-studio", "image_root": "empty"},
+            None,
+            "lies outside of --image_root=empty",
+        ),
         ({"out": "none/out.csv"}, None, "--out=none/out.csv cannot be written"),
         ({"support": "none.csv"}, None, "--support=none.csv: no such file"),
         ({"images": "none"}, None, "--images=none is no file, no folder and no pattern"),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from tests import made_up
+from tests import made_up, ready_model
 from tests.tiny import TINY, share_compiled
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Commands that are run; they take a trained model and photos.
 QUICK = ("mlfsic_jax.predict", "mlfsic_jax.export", "mlfsic_jax.report")
 # Programs of others, whose arguments are theirs.
-FOREIGN = ("cd", "git", "jupyter", "sbatch", "source", "gcloud", "export", "unzip")
+FOREIGN = ("cd", "git", "jupyter", "python3", "sbatch", "source", "gcloud", "export", "unzip")
 
 
 class Block(NamedTuple):
@@ -115,6 +115,7 @@ def place(tmp_path_factory):
     for model in set(re.findall(r'\bload\("([^"]+)"', code)):
         if not (root / model).exists():
             run_here("mlfsic_jax.export", "--workdir=runs/trained", f"--out={model}", folder=root)
+    ready_model.write_files(root / "data")
     for table in tables:
         (root / "support.csv").write_text(table)
     folders = {name for words in quick for name in option(words, "images")}
@@ -122,7 +123,9 @@ def place(tmp_path_factory):
     photos |= set(re.findall(r'"([\w/]+\.(?:jpg|png))"', code)) | {f"{folder}/new.jpg" for folder in folders}
     for photo in photos:
         made_up.save_photo(root / photo)
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        ready_model.stand_in(patch, root / "data")
+        yield root
 
 
 def run_here(module, *arguments, folder):

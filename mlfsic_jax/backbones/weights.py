@@ -1,4 +1,4 @@
-"""Published weights under the key names of their source: .safetensors, .npz and .pth files in, .safetensors out.
+"""Published weights under the key names of their source: .safetensors, .npz and PyTorch's files in, .safetensors out.
 
 One rule gives a parameter's key: its path in the Linen tree joined by dots, where "_" in a module's name becomes a dot
 and "__" an underscore. The last name changes from kernel or scale to weight, from mean to running_mean, from var to
@@ -24,15 +24,17 @@ import ml_dtypes
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from mlfsic_jax.backbones import BACKBONES, create_backbone, how_to_get
 from mlfsic_jax.backbones._torch_file import read_pth
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, sha256
-from mlfsic_jax.system.untrusted import read_npz, reason, reported, shown
+from mlfsic_jax.system.untrusted import expand, read_npz, reason, reported, shown
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+# What DataParallel, torch.compile, Lightning and others put before all keys.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 _MOST_LISTED = 8  # keys of one kind in an error message
 
 
@@ -91,10 +93,14 @@ def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.n
 
 
 def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Splits "a.pth,b.pth" at its commas, unless a file of that whole name exists; the files need not exist."""
-    if Path(path).is_file():
-        return (Path(path),)
-    return tuple(Path(name.strip()) for name in str(path).split(","))
+    """Splits "a.pth,b.pth" at its commas, but not within the name of a file that exists; the others need not exist."""
+    parts, files = str(path).split(","), []
+    while parts:
+        starts = [(n, expand(",".join(parts[:n]).strip())) for n in range(len(parts), 0, -1)]
+        n, file = next((start for start in starts if os.path.isfile(start[1])), starts[-1])
+        files.append(file)
+        del parts[:n]
+    return tuple(files)
 
 
 def weights_hash(path: str | os.PathLike[str]) -> str:
@@ -118,6 +124,11 @@ def to_variables(
     prefix = getattr(module, "key_prefix", "")
     leaf_of_key = dict(sorted((prefix + _torch_key(leaf), leaf) for leaf in expected))
     state = _present_names(state, getattr(module, "former_names", {}))
+    first = next(iter(leaf_of_key))
+    starts = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    starts = [start for start in starts if all(start + key in state for key in leaf_of_key)]
+    if len(starts) == 1 and first not in state:  # the backbone is a part of a larger network
+        state = {key.removeprefix(starts[0]): a for key, a in state.items() if key.startswith(starts[0])}
     head = tuple(getattr(module, "head_prefixes", ()))
 
     extra = [key for key in state if key not in leaf_of_key and not key.startswith(head)]
@@ -160,21 +171,23 @@ def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], mod
         torch_axes = np.argsort(_linen_axes(leaf, array.ndim))
         state[prefix + _torch_key(leaf)] = np.ascontiguousarray(array.transpose(torch_axes))
     with atomic(path) as part:
-        save_file(state, part)
+        part.write_bytes(save(state))  # save_file would make it readable by its owner only
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the arrays of a weights file under their names there, in the file's dtypes (bfloat16 of ``ml_dtypes``).
 
-    It is a ``.safetensors``, ``.npz`` or ``.pth``/``.pt`` file. The latter are read without PyTorch and without running
-    any code from them, TorchScript archives included; weights may lie under ``state_dict`` or ``model``.
+    It is a ``.safetensors`` or ``.npz`` file, or one of PyTorch's: ``.pth``, ``.pt``, ``.pth.tar``, ``.ckpt`` or
+    ``.bin``. The latter are read without PyTorch and without running any code from them, TorchScript archives and
+    training checkpoints included; which of several state dicts is taken, is told on standard error.
 
     Raises:
-      InputError: the file is absent, damaged, of another kind, or refers to code.
+      InputError: the file is absent, damaged, of another kind, or holds no plain tensors.
     """
-    path = Path(path)
-    readers = {".safetensors": load_file, ".npz": _read_npz, ".pth": read_pth, ".pt": read_pth}
-    reader = readers.get(path.suffix.lower())
+    path = expand(path)
+    of_torch = dict.fromkeys((".pth", ".pt", ".pth.tar", ".ckpt", ".bin"), read_pth)
+    readers = {".safetensors": load_file, ".npz": _read_npz, **of_torch}
+    reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
     if reader is None:
         raise InputError(f"cannot tell the kind of the weights file {path}: its name must end in {', '.join(readers)}")
     if not path.is_file():
@@ -209,9 +222,9 @@ def _listed(keys: list[str]) -> str:
 
 
 def _present_names(state: Mapping[str, np.ndarray], former_names: Mapping[str, str]) -> Mapping[str, np.ndarray]:
-    """Without the "module." that torch.nn.DataParallel puts before every key, and with present spellings."""
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): array for key, array in state.items()}
+    """Without what wrappers put before every key, and with present spellings."""
+    while common := [w for w in _WRAPPERS if state and all(key.startswith(w) for key in state)]:
+        state = {key.removeprefix(common[0]): array for key, array in state.items()}
     for former, present in former_names.items():
         state = {key.replace(former, present): array for key, array in state.items()}
     return state

@@ -36,11 +36,13 @@ def load(config: Any) -> ImageDataset:
     names = tuple(copy.label_names.tolist())
     if config.split == "auto":
         label_sets = splits.auto_split(names, copy.labels, "exclusive" if laso else policy, config.seed)
+    elif config.split == "none":
+        label_sets = dict.fromkeys(SPLITS, ())
     elif config.split:
         label_sets = splits.read_label_split(config.split, names)
     else:
         label_sets = splits.label_split(config.name)
-    columns = {split: np.array([names.index(name) for name in label_sets[split]]) for split in SPLITS}
+    columns = {split: np.array([names.index(name) for name in label_sets[split]], int) for split in SPLITS}
     if laso:
         in_training_set = np.char.startswith(copy.names, f"{module.TRAINING_SET}/")
         image_splits = splits.laso_split(copy.labels, columns, in_training_set)

@@ -47,6 +47,12 @@ def scan(source: pathlib.Path) -> prepared.Source:
     return prepared.Source(digest, "_".join(sets), read)
 
 
+def training_images(source: pathlib.Path) -> list[str]:
+    """Names of train2014's images as its instances file orders them, which is pycocotools' ``COCO.getImgIds`` too."""
+    path = source / "annotations" / f"instances_{TRAINING_SET}.json"
+    return [f"{TRAINING_SET}/{stem}" for stem, _, _ in instances(path, source / TRAINING_SET)]
+
+
 def listing(folder: pathlib.Path) -> list[tuple[str, int, int]]:
     """(name, size in bytes, time of the last change in nanoseconds) of every file of a folder, sorted."""
     with os.scandir(folder) as entries:

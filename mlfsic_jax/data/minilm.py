@@ -17,6 +17,7 @@ from safetensors import safe_open
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand, read_json, reported, shown
 
+FILES = ("model.safetensors", "tokenizer.json")  # those that are needed
 _MAX_TOKENS = 256  # as published, with [CLS] and [SEP]
 _MIN_PADDED = 16  # tokens: shorter texts share one compiled program
 _EPSILON = 1e-12  # of all layer norms
@@ -48,7 +49,7 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     if isinstance(texts, str):
         raise InputError(f"encode_texts takes a list of texts: give [{shown(texts)}]")
     folder = expand(folder)
-    for name in ("model.safetensors", "tokenizer.json"):
+    for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
     params, n_layers = _read_params(folder / "model.safetensors")

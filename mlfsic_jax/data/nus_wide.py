@@ -44,21 +44,21 @@ def scan(source: pathlib.Path) -> prepared.Source:
     return prepared.Source(digest, "all", functools.partial(_read, folders[0], image_list, truth, found))
 
 
-def _photos_under(folder: pathlib.Path) -> dict[str, int]:
-    """Path below ``folder`` -> size in bytes, of the files in it and one level down that are not empty."""
+def _photos_under(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Path below ``folder`` -> ``prepared.stamp``, of the files in it and one level down that are not empty."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    found |= {f"{entry.name}/{file.name}": file.stat().st_size for file in inner if file.is_file()}
+                    found |= {f"{entry.name}/{file.name}": file.stat() for file in inner if file.is_file()}
             elif entry.is_file():
-                found[entry.name] = entry.stat().st_size
-    return {name: size for name, size in found.items() if size}
+                found[entry.name] = entry.stat()
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items() if status.st_size}
 
 
 def _read(
-    folder: pathlib.Path, image_list: pathlib.Path, truth: Sequence[pathlib.Path], found: dict[str, int]
+    folder: pathlib.Path, image_list: pathlib.Path, truth: Sequence[pathlib.Path], found: dict[str, tuple[int, int]]
 ) -> prepared.Contents:
     listed = [line.strip() for _, line in text_lines(image_list)]
     labels = np.stack([_column(path, len(listed)) for path in truth], axis=1)  # bool [I, 81]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from mlfsic_jax import data
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.data import assets, download
+from mlfsic_jax.data.splits import TooFewLabels
 from mlfsic_jax.system.command import Parser, cli_errors
 from mlfsic_jax.system.errors import InputError
 
@@ -27,7 +28,12 @@ def prepare(flags: argparse.Namespace) -> data.ImageDataset:
         download.fetch_and_unpack(wanted, flags.data_dir)
     split = flags.split or ("auto" if flags.dataset == "folder" else "")
     config = types.SimpleNamespace(**vars(flags) | {"name": flags.dataset, "source": source, "split": split})
-    dataset = data.load(config)
+    try:
+        dataset = data.load(config)
+    except TooFewLabels:  # what was read is worth seeing all the same
+        config.split = "none"
+        print(data.data_card(data.load(config)), flush=True)
+        raise
     print(data.data_card(dataset))
     for why in dataset.unreadable.values():
         print(f"unreadable: {why}")

@@ -71,6 +71,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_MOST_LISTED])) + (", .." * (len(names) > _MOST_LISTED))
 
 
+class TooFewLabels(InputError):
+    """There are too few labels for an automatic split."""
+
+
 def auto_split(
     label_names: Sequence[str], labels: np.ndarray, policy: str, seed: int = 0
 ) -> dict[str, tuple[str, ...]]:
@@ -83,7 +87,7 @@ def auto_split(
     least = 1 + _LEAST * len(_EVALUATED)
     if n_labels < least:
         needs = f"1 to train and {_LEAST} each for validation and novel (--config.data.split=FILE chooses which)"
-        raise InputError(f"an automatic split needs at least {least} labels, {needs}; found {_listed(label_names)}")
+        raise TooFewLabels(f"an automatic split needs at least {least} labels, {needs}; found {_listed(label_names)}")
     n_held_out = max(_LEAST, n_labels // 4)
     rng = np.random.default_rng(seed)
     best, best_rarest = None, -1

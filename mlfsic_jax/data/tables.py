@@ -267,7 +267,7 @@ def _named(cells: Sequence[tuple[str, Any]], whole: bool, file: str) -> tuple[li
         if names is not None and len(set(names)) != len(names):
             raise InputError(f"{where}: a label occurs twice in {shown(cell)}")
         each.append(names)
-    return each, [f"Labels in {file} are separated by {separator!r}."] if separator else []
+    return each, [f"Labels in {file} are separated by {separator!r}."] if separator and separator != "|" else []
 
 
 def _separator(texts: Mapping[str, str], listed: set[str], whole: bool) -> str:

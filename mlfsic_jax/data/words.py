@@ -14,13 +14,12 @@ import numpy as np
 from safetensors import safe_open
 
 from mlfsic_jax.data.encoders import ENCODERS
-from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic
-from mlfsic_jax.system.untrusted import expand, read_npz, reported, shown
+from mlfsic_jax.system.untrusted import byte_lines, expand, read_npz, reported, shown
 
 _BETWEEN_WORDS = re.compile(r"[\s_,;/()]+")
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_NUMBER = re.compile(rb"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 BENCHMARKS = ("voc", "coco", "nus_wide", "imaterialist")
 
 
@@ -76,9 +75,10 @@ def load_word_vectors(
     lower case. The first of repeated entries counts.
 
     Args:
-      path: UTF-8 text with lines ``word v1 ... vd`` (GloVe; a first line ``count d`` as in fastText's files is skipped;
-        a word may contain spaces), or word2vec's ``.bin`` (read whole by gensim: GoogleNews takes 4 GB of memory),
-        either with a further ``.gz``; or ``.npz`` or ``.safetensors`` with one vector [d] per word or phrase.
+      path: UTF-8 text with lines ``word v1 ... vd`` (GloVe; a first line ``count d`` as in fastText's files gives d; a
+        word may contain spaces), or word2vec's ``.bin`` (read whole by gensim: GoogleNews takes 4 GB of memory), either
+        with a further ``.gz``; or ``.npz`` or ``.safetensors`` with one vector [d] per word or phrase. Lines of other
+        words than the labels' may hold anything.
       label_names: C names as the dataset spells them, e.g. "diningtable".
       display_names: C names as people write them, e.g. "dining table".
 
@@ -160,32 +160,33 @@ def _read_word2vec(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray
 
 
 def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
-    first_fields = {entry.split(" ", 1)[0] for entry in needed}
+    spelled = {entry.encode(errors="surrogatepass"): entry for entry in needed}  # other entries need not be UTF-8
+    first_fields = {entry.split(b" ", 1)[0] for entry in spelled}
     entries: dict[str, np.ndarray] = {}
     dimension = 0
 
     def wrong(what: str) -> InputError:
         return InputError(f"{path}, line {number}: {what}")
 
-    for number, line in text_lines(path, "convert binary word vectors to text, and get a damaged file again"):
-        line = line.rstrip(" \t")
-        n_spaces = line.count(" ")
-        if dimension == 0:
-            if re.fullmatch(r"\d+ \d+", line, re.ASCII) and number == 1:
-                continue
-            dimension = n_spaces
-            if dimension == 0 or not _NUMBER.fullmatch(line.split(" ", 2)[1]):
-                raise wrong(f"expected a word and its vector, got {line[:40]!r}")
-        first = line.split(" ", 1)[0]
-        if n_spaces > dimension and _NUMBER.fullmatch(line.rsplit(" ", dimension + 1)[1]):
-            raise wrong(f"the vector of {shown(first)} has more than the {dimension} numbers of the first one")
-        if n_spaces < dimension:
-            of_first = f"but the first vector has {dimension}; is the file complete?"
-            raise wrong(f"{n_spaces} numbers after {shown(first)}, {of_first}")
-        if first not in first_fields:  # most lines end here
+    def check_length() -> None:
+        n_numbers, first = line.count(b" "), line.split(b" ", 1)[0].decode(errors="replace")
+        if n_numbers < dimension:
+            raise wrong(f"{n_numbers} numbers after {shown(first)}, not {dimension} as before; is the file complete?")
+
+    for number, line in byte_lines(path, "convert binary word vectors to text, and get a damaged file again"):
+        if number == 1 and re.fullmatch(rb"\d+ \d{1,6}", line):
+            dimension = int(line.split(b" ")[1])
             continue
-        word, *fields = line.rsplit(" ", dimension)
-        if word in needed and word not in entries:
+        if dimension == 0:
+            dimension = line.count(b" ")
+            if dimension == 0 or not _NUMBER.fullmatch(line.split(b" ", 2)[1]):
+                raise wrong(f"expected a word and its vector, got {line[:40].decode(errors='replace')!r}")
+        if line.split(b" ", 1)[0] not in first_fields:  # most lines end here
+            continue
+        check_length()
+        entry, *fields = line.rsplit(b" ", dimension)
+        word = spelled.get(entry)
+        if word is not None and word not in entries:
             if not all(_NUMBER.fullmatch(field) for field in fields):
                 raise wrong(f"the vector of {word!r} holds something that is no number")
             entries[word] = np.array([float(field) for field in fields])
@@ -193,6 +194,7 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
                 raise wrong(f"the vector of {word!r} holds a number beyond float32")
     if dimension == 0:
         raise InputError(f"word vector file {path} is empty")
+    check_length()
     return entries
 
 

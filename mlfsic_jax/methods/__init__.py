@@ -11,7 +11,7 @@ import numpy as np
 
 from mlfsic_jax.methods.base import Method
 from mlfsic_jax.methods.class_words import ClassWordRidge, ClassWords, PermutedNames, WithoutKinds, WithoutNames
-from mlfsic_jax.methods.classifier import Classifier
+from mlfsic_jax.methods.classifier import Classifier, ClassifierPretrained
 from mlfsic_jax.methods.closed_form import Prototypes, Ridge
 from mlfsic_jax.methods.episodic import Base, BaseUntrained, ZeroShot
 from mlfsic_jax.methods.joined import LCMRegions, PrototypeRidge
@@ -57,6 +57,7 @@ METHODS: dict[str, Method] = {
     "base_ridge": PrototypeRidge(select=False),
     "lcm_ridge": PrototypeRidge(),
     "classifier": Classifier(),
+    "classifier_pretrained": ClassifierPretrained(),
     "logistic": Logistic(),
     "maml": MAML(),
     "maml_first_order": MAML(first_order=True),

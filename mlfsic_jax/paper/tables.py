@@ -87,7 +87,10 @@ def _main_table(config, *, dataset: str) -> Table:
     def of(*fields):
         return published_as(*fields, dataset=dataset) if in_paper else None
 
-    rows = [Row("classifier", "classifier", published=of("ResNet-50 classifier", ""))]
+    rows = [
+        Row("classifier", "classifier", published=of("ResNet-50 classifier", "")),
+        Row("classifier, base labels first", "classifier_pretrained"),
+    ]
     if in_paper:
         networks = {"resnet101": "ResNet-101", "vit_b_16": "ViT", "resnet50_vit_b_16": "ResNet-50 + ViT"}
         rows += [
@@ -135,7 +138,8 @@ def _laso_protocol(config) -> Table:
         Row("ridge", "ridge"),
         Row("region word ridge", "region_word_ridge"),
     )
-    note = f"KGGR, NLC and BCR have no public code; the papers quote their numbers. {_LOST.format('table 4')}"
+    note = f"KGGR, NLC and BCR have no public code; the papers quote their numbers. {_LOST.format('table 4')} "
+    note += "The supports are LaSO's own." if config.data.episodes else "The supports are random, not LaSO's own."
     return Table("LaSO's protocol", _against("Base", rows), note)
 
 

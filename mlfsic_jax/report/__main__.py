@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with cli_errors("no page was written"):
         prepare_jax(read_results(expand(flags.workdir))[0]["config"]["cache_dir"])
         path = write_report(flags.workdir, flags.out, episodes=flags.episodes, seed=flags.seed)
-    print(f"report: {path}")
+        print(f"report: {path}")
 
 
 if __name__ == "__main__":

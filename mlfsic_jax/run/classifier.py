@@ -201,6 +201,8 @@ def _method(predictor: Predictor, trained: Trained, name: str) -> Method:
     if METHODS[name].control:
         raise InputError(f"method {name} is a control for evaluations and labels no photos: use another")
     method = trained.methods.get(name)
+    if predictor.manifest.get("ready") and name not in trained.calibration:
+        raise InputError(f"the model out of the box has {', '.join(trained.calibration)} only, not method {name}")
     tuned = not METHODS[name].tuned or name in trained.tuned
     if method is None or not tuned or (method.calibrated and name not in trained.calibration):
         what = "labels of the dataset" if METHODS[name].base == "labels" else "photos of the dataset"

@@ -14,7 +14,7 @@ from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.core.lcm import LCMOptions
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.options import OptionError, one_of, positive, require
-from mlfsic_jax.data import DATASETS
+from mlfsic_jax.data import DATASETS, laso_episodes
 from mlfsic_jax.data.splits import POLICIES
 from mlfsic_jax.data.words import EMBEDDINGS
 from mlfsic_jax.methods import METHODS, Method
@@ -29,6 +29,7 @@ class Data:
     source: str = ""  # the dataset's official folder
     prepared_dir: str = ""  # the prepared copy; empty: in cache_dir
     policy: str = ""  # which images a split may use: leakfree, exclusive, COCO's laso; empty: the dataset's usual one
+    episodes: str = ""  # under policy laso: the folder of LaSO's published episodes; empty: drawn at random
     split: str = ""  # of the labels; empty: the published one; "auto": random; or a JSON file
     image_size: int = 0  # 0: the backbone's own
     images_per_split: tuple[int, ...] = (1200, 400, 600)  # generated data only
@@ -40,6 +41,10 @@ class Data:
             self,
             name=one_of(self.name, DATASETS),
             policy=(self.policy in ("", *policies), f"must be empty or one of {', '.join(policies)}"),
+            episodes=(
+                not self.episodes or (self.policy == "laso" and not self.split),
+                "must be empty unless data.policy is laso and data.split empty",
+            ),
             split=(not self.split or self.name != "scenes", "generated data have their own split"),
             image_size=(self.image_size == 0 or self.image_size >= 32, "must be 0 or at least 32"),
         )
@@ -219,6 +224,11 @@ def validate(config: ConfigDict) -> None:
     if not config.model.cm_loss and config.train.gamma <= 0:
         rule = "must be above 0 where model.cm_loss is False: nothing would be trained"
         mistakes["train.gamma"] = f"{config.train.gamma!r}: {rule}"
+    if config.data.episodes and config.eval.episodes != laso_episodes.RUNS:
+        rule = f"must be {laso_episodes.RUNS}, the number of LaSO's, where data.episodes is set"
+        mistakes["eval.episodes"] = f"{config.eval.episodes!r}: {rule}"
+    if config.data.episodes and not {*laso_episodes.SHOTS} >= {*config.shots}:
+        mistakes["shots"] = f"{tuple(config.shots)!r}: must be (1,), (5,) or (1, 5) where data.episodes is set"
     if tuple(config.ridge.fit_on) not in _FIT_ON:
         mistakes["ridge.fit_on"] = f"{config.ridge.fit_on!r}: ('train',) or ('train', 'validation')"
     if mistakes:

@@ -77,10 +77,14 @@ def draw(key, view: View, n_episodes: int, n_shot: int, n_query: int) -> tuple[l
     if view.support is None:
         episodes = sample_episodes(key, view.labels, n_episodes=n_episodes, n_shot=n_shot, n_query=n_query)
         return list(np.asarray(episodes.support)), np.asarray(episodes.query)
-    pool = np.flatnonzero(view.support)
-    keys = [jax.random.fold_in(key, i) for i in range(n_episodes)]
-    support = [pool[sample_laso_support(k, view.labels[pool], n_shot=n_shot)] for k in keys]
-    return support, np.tile(np.flatnonzero(~view.support), (n_episodes, 1))
+    if view.support.dtype.names:  # published supports
+        pool, runs = view.support["pool"], view.support[str(n_shot)]
+        support = [np.flatnonzero(runs[:, i]) for i in range(n_episodes)]
+    else:
+        pool, keys = view.support, [jax.random.fold_in(key, i) for i in range(n_episodes)]
+        rows = np.flatnonzero(pool)
+        support = [rows[sample_laso_support(k, view.labels[rows], n_shot=n_shot)] for k in keys]
+    return support, np.tile(np.flatnonzero(~pool), (n_episodes, 1))
 
 
 def embed(methods: Methods, trained: Trained, view: View, rows: np.ndarray) -> dict[Hashable, dict[str, np.ndarray]]:

@@ -1,8 +1,9 @@
 """A trained model as a folder that works on another machine, without the dataset; ``run.saved`` opens it."""
 
+import contextlib
 import itertools
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,48 +14,64 @@ from ml_collections import ConfigDict
 from mlfsic_jax import __version__
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.backbones.weights import weights_files
-from mlfsic_jax.data.text import text_lines
+from mlfsic_jax.data.minilm import FILES
 from mlfsic_jax.data.words import EMBEDDINGS
-from mlfsic_jax.run import inputs, saved
+from mlfsic_jax.run import inputs, ready, saved
+from mlfsic_jax.run.inputs import ENCODER
 from mlfsic_jax.run.saved import BACKBONE, CARD, MANIFEST, WORDS, Predictor
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.files import sha256, write_arrays, write_json, write_tree
-from mlfsic_jax.system.untrusted import expand, read_npz
+from mlfsic_jax.system.files import atomic_folder, sha256, write_arrays, write_json, write_tree
+from mlfsic_jax.system.untrusted import byte_lines, expand, read_npz
 
 N_WORDS = 50_000
 
 
-def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str], n_words: int = N_WORDS) -> dict[str, Any]:
+def export(
+    workdir: str | os.PathLike[str] | None, out: str | os.PathLike[str], n_words: int = N_WORDS, **options: Any
+) -> dict[str, Any]:
     """Writes a self-contained folder, in place of an earlier export; returns the content of ``model.json``.
 
-    Besides vectors of the dataset's labels it carries the first, most frequent ``n_words`` words of the run's file.
+    Besides vectors of the dataset's labels it carries the first, most frequent ``n_words`` words of the run's file; the
+    model out of the box (without ``workdir``, with the ``options`` of ``ready.load``) its sentence encoder.
+    Files that the user put beside an earlier export are kept. The folder is replaced whole, or not at all.
 
     Raises:
       InputError: ``workdir`` is no finished run, or ``out`` cannot be written or holds something else.
     """
-    out, predictor = expand(out), saved.load(workdir)
+    out, predictor = expand(out), ready.load(workdir, **options)
     if "files" in predictor.manifest:
         raise InputError(f"{workdir} is an exported folder already: copy it as it is")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out} is a file: give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise InputError(f"--out={out} holds something that is no export: give a new or empty folder")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"--out={out} holds the working folder, which cannot be replaced: give another folder")
     words = _words(predictor, n_words)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-            manifest = _write_export(predictor, words, Path(folder))
-            out.mkdir(exist_ok=True)
-            for name in manifest["files"]:
-                os.replace(Path(folder) / name, out / name)
-            write_json(out / MANIFEST, manifest)  # last: a folder that was not finished is no model
+        target = out.resolve()  # of a link
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(target) as folder:
+            manifest = _write_export(predictor, words, folder)
+            _keep_others(target, folder)
     except OSError as error:
-        raise InputError(f"--out={out} cannot be written: {error.strerror}") from error
+        raise InputError(f"--out={out} cannot be written: {error.strerror or error}") from error
     return manifest
 
 
+def _keep_others(former: Path, folder: Path) -> None:
+    """Copies what is not of an earlier export."""
+    for path in former.iterdir() if former.is_dir() else ():
+        if path.name in (MANIFEST, CARD, BACKBONE, WORDS, ENCODER) or path.match("model_*shot.safetensors"):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
+
+
 def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
-    """Writes all files but the manifest, which it returns."""
+    """Writes all files; returns the manifest."""
     config = ConfigDict(predictor.config)
     for field in ("workdir", "cache_dir", "data_dir", "backbone_weights"):  # paths of this machine
         config[field] = ""
@@ -63,17 +80,27 @@ def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Pa
         write_tree(folder / saved.model_file(trained.n_shot), trained.stores)
     if predictor.backbone_variables is not None:
         write_tree(folder / BACKBONE, predictor.backbone_variables)
-    write_arrays(folder / WORDS, words)
+    if predictor.word_files:
+        write_arrays(folder / WORDS, words)
+    if any(method.words_from for trained in predictor.trained for method in trained.methods.values()):
+        (folder / ENCODER).mkdir()
+        for name in FILES:
+            shutil.copyfile(predictor.encoder / name, folder / ENCODER / name)
+    written = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in written}
     card = model_card(predictor.manifest, predictor.config, predictor.image_size, len(words))
-    (folder / CARD).write_text(card, encoding="utf-8")
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / CARD).write_text(card, encoding="utf-8")  # of which there is no digest: its owner may edit it
     manifest = {"format": saved.FORMAT, "mlfsic_jax": __version__} | dict(predictor.manifest)
     manifest |= {"config": config.to_dict(), "card": card, "files": files}
-    return manifest | {"sha256": saved.manifest_digest(manifest)}
+    manifest |= {"sha256": saved.manifest_digest(manifest)}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def _words(predictor: Predictor, n_words: int) -> dict[str, np.ndarray]:
     """Vectors by name: of the dataset's labels float32, of other words float16."""
+    if not predictor.word_files:
+        return {}
     vectors = saved.load_arrays(predictor.word_files[0])
     dimension = saved.word_width(predictor.trained[0].stores)
     embedding = EMBEDDINGS.get(predictor.config.labels.embedding)
@@ -99,14 +126,17 @@ def _words_of(path: Path, dimension: int, n_words: int) -> Iterator[tuple[str, n
     elif kind in (".npz", ".safetensors"):
         yield from saved.load_arrays(path).items() if kind == ".safetensors" else read_npz(path)
     else:
-        for _, line in text_lines(path):
-            word, *numbers = line.rsplit(" ", dimension)
-            if len(numbers) == dimension:  # not so in the first line of some files
-                yield word, np.array(numbers, np.float32)
+        for _, line in byte_lines(path):
+            word, *numbers = line.rsplit(b" ", dimension)
+            with contextlib.suppress(UnicodeDecodeError):  # published files have such entries
+                if len(numbers) == dimension:  # not so in the first line of some files
+                    yield word.decode(), np.array(numbers, np.float32)
 
 
 def model_card(manifest: Mapping[str, Any], config, image_size: int, n_words: int) -> str:
     """The model in plain words, as Markdown: what it was trained on, its scores and licences."""
+    if manifest.get("ready"):
+        return _ready_card(manifest, config, image_size)
     spec, embedding = BACKBONES[config.backbone], EMBEDDINGS.get(config.labels.embedding)
     labels, dataset = manifest["labels"], config.data.name
     scenes, trained = "", "trained with the model" if config.train_backbone else "frozen"
@@ -150,6 +180,29 @@ Labels of other words need --vectors=FILE, or --method=ridge or prototypes, whic
 - Backbone: {backbone}
 - Word vectors: {embedding.licence if embedding else "of the dataset"}.
 - No photo is in this folder; the terms of the photos that it was trained on may still concern you.
+"""
+
+
+def _ready_card(manifest: Mapping[str, Any], config, image_size: int) -> str:
+    return f"""# {config.backbone}: labels for photos from names and a few examples
+
+Name your labels, and if you like give it a few photos of each:
+
+    python -m mlfsic_jax.predict --workdir=THIS_FOLDER --labels="cat,dog" --images=PHOTOS --out=labels.csv
+
+Written by mlfsic_jax {__version__}.
+
+## How it works
+
+A name reaches the 1,000 ImageNet classes that {config.backbone} was trained on, by how near their texts
+are to it; photos correct what comes of that. Labels are not new to it, as far as ImageNet has classes of their kind.
+Photos at {image_size} x {image_size}. Probabilities were calibrated on photos of VOC 2007 and COCO.
+
+## Licences
+
+- Backbone: sha256 {manifest["identity"]["weights"]}. Published weights of this architecture:
+  {BACKBONES[config.backbone].pretrained}.
+- Sentence encoder: all-MiniLM-L6-v2, Apache-2.0. Texts of the classes: WordNet 3.0.
 """
 
 

@@ -27,6 +27,8 @@ from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand
 
+ENCODER = "minilm"  # the folder of the sentence encoder, in the data folder or an exported one
+
 
 class Inputs(NamedTuple):
     """Everything a run works on."""
@@ -190,7 +192,7 @@ def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 
 def encoder_folder(config: ConfigDict) -> Path:
     """Where the sentence encoder is."""
-    return Path(config.data_dir) / "minilm"
+    return Path(config.data_dir) / ENCODER
 
 
 def class_mixtures(source: str, wordings: Sequence[Sequence[str]], encoder: str | Path) -> np.ndarray:

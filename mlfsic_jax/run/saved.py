@@ -126,13 +126,15 @@ def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, expor
         word_files += (Path(inputs.vectors_path(config)),)
     trained = tuple(_trained(path, config, entry, photo, features, backbone) for entry in chosen)
     frozen, grid = FrozenConfigDict(config), features.shape[1:3]
-    encoder = path / inputs.encoder_folder(config).name if exported else inputs.encoder_folder(config)
+    encoder = path / inputs.ENCODER if exported else inputs.encoder_folder(config)
     return Predictor(path, manifest, frozen, backbone, weights, size, grid, trained, word_files, encoder)
 
 
 def _trained(path: Path, config, entry: Mapping[str, Any], photo, features, backbone) -> Trained:
     file = path / model_file(entry["n_shot"])
     stores = _read_tree(file)
+    if "variables" in stores:  # of format 1
+        stores["episodes"] = {"variables": stores.pop("variables")}
     model = defaults.create_model(config, backbone if config.train_backbone else None)
     images = photo if config.train_backbone else features
     expected = _shapes(model, images, features, stores) if "episodes" in stores else {}
@@ -177,7 +179,9 @@ def _read_export(path: Path) -> dict[str, Any]:
     again = "copy or export the folder again"
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_digest(manifest):
         raise InputError(f"{path / MANIFEST} was altered or is damaged: {again}")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] == 1:
+        manifest |= _from_format_1(manifest)
+    elif manifest["format"] != FORMAT:
         raise InputError(f"{path} has format {manifest['format']}, this version reads {FORMAT}: {again}")
     for name, digest in manifest["files"].items():
         if not (path / name).is_file():
@@ -185,6 +189,22 @@ def _read_export(path: Path) -> dict[str, Any]:
         if sha256(path / name) != digest:
             raise InputError(f"{path / name} is cut short or was altered: {again}")
     return manifest
+
+
+def _from_format_1(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest of the first format says, in the words of today's; its LCM had no fit to the support."""
+    config = manifest["config"] | {"ridge": dict(manifest["config"]["ridge"])}
+    for field in ("variants", "variants_threshold"):
+        config["ridge"].pop(field, None)
+
+    def renamed(values):
+        return {"lcm_untuned" if name == "lcm" else name: value for name, value in values.items()}
+
+    models = [
+        entry | {"tuned": {"lcm_untuned": entry["theta"]}, "validation_macro_ap": renamed(entry["validation_macro_ap"])}
+        for entry in manifest["models"]
+    ]
+    return {"config": config, "models": models}
 
 
 def _backbone(path: Path, config: ConfigDict, manifest: Mapping[str, Any], exported: bool):

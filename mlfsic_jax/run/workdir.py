@@ -76,7 +76,8 @@ def _differences(a, b, prefix=""):
 def provenance(identity: dict[str, str]) -> dict:
     """Where results come from besides the config: code, packages, devices, and hashes of data, weights and words."""
     package = Path(__file__).parents[1]
-    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    sources = [path for path in package.rglob("*") if path.suffix in (".py", ".json")]
+    sources = sorted(path for path in sources if path.parent.name != "configs")  # which are there in a wheel only
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow")
     return {
         "mlfsic_jax": {"version": __version__, "sha256": digest(sources)},

@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, locks, and arrays with a checksum."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,25 +20,93 @@ from mlfsic_jax.system.untrusted import reported
 
 _METADATA = "json"  # the one metadata field of a .safetensors file; several would come in no fixed order
 _AGAIN = "copy it again, or run again the command that wrote it"
+_PART, _FORMER = ".part", ".former"  # endings of temporary names
+_SHOWN_OF_NAME = 50  # characters: file systems allow 255 bytes in all
 
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a new path beside ``path``: what the block writes there replaces the file, unless the block raises.
 
-    An ``OSError`` names ``path``.
+    What killed processes left there is removed. An ``OSError`` names ``path``.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # not path.part: that may be the user's own file
+    part = _new_name(path)
     try:
-        yield part
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError) and error.filename in (None, str(part)):
+        with _scratch(path, part):
+            yield part
+            os.replace(part, path)
+    except OSError as error:
+        if error.filename in (None, str(part)):
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder beside ``path`` that takes its place, unless the block raises.
+
+    A process that is killed costs nothing: the next call removes what it left, and brings back the former folder if
+    that was just moved aside.
+    """
+    for former in path.parent.glob(_names(path, _FORMER)):
+        _remove(former) if path.exists() else os.rename(former, path)
+    part = _new_name(path)
+    with _scratch(path, part, is_folder=True):
+        yield part
+        former = part.with_suffix(_FORMER)
+        try:
+            if path.exists():
+                os.rename(path, former)
+            os.rename(part, path)
+        except BaseException:
+            if former.exists():
+                os.rename(former, path)
+            raise
+        _remove(former)
+
+
+@contextlib.contextmanager
+def _scratch(path: pathlib.Path, part: pathlib.Path, is_folder: bool = False) -> Iterator[None]:
+    """Makes an empty file or folder ``part`` for ``path``, which is gone after the block unless that moved it away."""
+    import fcntl
+
+    for left in path.parent.glob(_names(path, _PART)):
+        with contextlib.suppress(OSError), _opened(left, os.O_RDONLY) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+            _remove(left)
+    if is_folder:
+        part.mkdir()
+    with _opened(part, os.O_RDONLY if is_folder else os.O_CREAT | os.O_EXCL | os.O_RDWR) as handle:
+        try:
+            with contextlib.suppress(OSError):  # not every disk has locks; leftovers stay there
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            _remove(part)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, flags: int) -> Iterator[int]:
+    handle = os.open(path, flags, 0o666)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _new_name(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name[:_SHOWN_OF_NAME]}-{secrets.token_hex(8)}{_PART}")  # never a user's own file
+
+
+def _names(path: pathlib.Path, suffix: str) -> str:
+    """A pattern of what ``_new_name`` gives."""
+    return f".{glob.escape(path.name[:_SHOWN_OF_NAME])}-{'[0-9a-f]' * 16}{suffix}"
+
+
+def _remove(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

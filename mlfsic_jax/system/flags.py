@@ -2,21 +2,43 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mlfsic_jax.system import parallel
-from mlfsic_jax.system.command import cli_errors, prepare_jax
+from mlfsic_jax.system.command import cli_errors, expand_home, guard_streams, prepare_jax
+from mlfsic_jax.system.untrusted import expand
+
+
+class _ConfigFiles(config_flags.config_flags.ConfigFileFlagParser):
+    """Reads a config file; ``configs/NAME.py`` may be one of this package's own, from any working folder."""
+
+    def parse(self, path: str) -> ConfigDict:
+        name, colon, variant = path.partition(":")
+        file = expand(name)
+        if not file.is_file():
+            package = Path(__file__).parents[1]  # a wheel has the configs inside, a checkout beside it
+            ours = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")), package)
+            if file.parent != Path("configs") or not (ours / file.name).is_file():
+                known = ", ".join(sorted(f"configs/{config.name}" for config in ours.glob("*.py")))
+                raise ValueError(f"{name}: no such config: give a file, or one of {known}")
+            file = ours / file.name
+        return super().parse(f"{file}{colon}{variant}")
+
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a file in configs/, such as configs/demo.py")
+flags.FLAGS["config"].parser = _ConfigFiles("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; short for --config.workdir")
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags and reads the config; a mistake in either ends the program with one line."""
+    guard_streams()
     try:
-        rest = flags.FLAGS(argv)
+        with cli_errors("nothing was done"):
+            rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise ValueError("--config is missing: give a file in configs/, e.g. --config=configs/demo.py")
         _CONFIG.value.lock()  # ml_collections reports an unreadable file only on access
@@ -34,8 +56,19 @@ def run_config(command: Callable[[ConfigDict], object]) -> None:
     """Calls ``command`` with the parsed config; a mistake or an interruption ends the program with one line."""
     config = _CONFIG.value
     config.workdir = _WORKDIR.value or config.workdir
-    prepare_jax(config.cache_dir)
-    parallel.start()
+    with cli_errors("nothing was done", ()):
+        _expand_paths(config)
+        prepare_jax(config.cache_dir)
+        parallel.start()
+        signals = parallel.signals()
     go_on = f"the same command goes on from the last checkpoint in {config.workdir}"
-    with cli_errors(go_on, parallel.signals()), parallel.quiet_other_processes():
+    with cli_errors(go_on, signals), parallel.quiet_other_processes():
         command(config)
+
+
+def _expand_paths(config: ConfigDict) -> None:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _expand_paths(value)
+        else:
+            config[name] = expand_home(value)

@@ -1,6 +1,8 @@
 """Reading untrusted files: limits on expansion, rules for names and paths, errors in one line."""
 
+import codecs
 import contextlib
+import gzip
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ import re
 import reprlib
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -49,8 +52,33 @@ def shown(value: Any) -> str:
 
 
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path with ``~`` replaced by the home folder; ``~x`` is kept when there is no user x."""
-    return pathlib.Path(os.path.expanduser(path))
+    """A path with ``~`` replaced by the home folder; ``~x`` is kept when there is no user x.
+
+    ``InputError`` when this user has no home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.split("/")[0] == "~":
+        raise InputError(f"{path}: this user has no home folder: write the path without ~, or set HOME")
+    return pathlib.Path(expanded)
+
+
+def byte_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple[int, bytes]]:
+    """Yields (number, line) of the lines that are not blank, without white space at their ends, unpacking ``.gz``.
+
+    ``InputError``, with ``hint``, when the file cannot be read or has a line beyond a megabyte.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if len(line) > MAX_LINE:
+                    raise InputError(f"{path}, line {number} has more than {MAX_LINE:,} bytes: {hint}")
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line := line.rstrip(b" \t\r\n"):
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        where = f" after line {number}" if number else ""
+        raise InputError(f"{path} cannot be read{where} ({reason(error)}): {hint}") from error
 
 
 def label_name(name: Any, where: str) -> str:

@@ -114,11 +114,14 @@ def test_word2vec_header_fasttext_trailing_spaces_crlf_and_gzip_are_read(tmp_pat
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"dog 1 2 3\ncat 1 2\n", "line 2: 2 numbers after 'cat'"),
-        (b"dog 1 2 3\ncat 1 2 3 4\n", "line 2: the vector of 'cat' has more than the 3 numbers"),
+        (b"dog 1 2 3\ndog\ncat 1 2 3\n", "line 2: 0 numbers after 'dog', not 3 as before; is the file complete"),
+        (b"2 3\ndog 1 2\ncat 1 2 3\n", "line 2: 2 numbers after 'dog', not 3"),
+        (b"2 3\n\xff 1 2\n", "line 2: 2 numbers after '\ufffd', not 3"),
+        (b"the 1 2 3\ndog 1 2 3 4\n", "no vector for 1 of the 1 labels: 'dog' .missing: dog"),
         (b"the 1 2 3\ndog 1 x 3\n", "line 2: the vector of 'dog' holds something that is no number"),
         (b"the 1 2 3\ndog 1 nan 3\n", "line 2: the vector of 'dog' holds something that is no number"),
         (b"the 1 2 3\ndog 1 1e99 3\n", "line 2: the vector of 'dog' holds a number beyond float32"),
-        (b"dog 1 2 3\ncaf\xe9 1 2 3\n", "line 2: not UTF-8"),
+        (b"dog\xe9 1 2 3\n", "no vector for 1 of the 1 labels: 'dog' .missing: dog"),
         (b"<html>\n", "line 1: expected a word and its vector"),
         (b"<!DOCTYPE html PUBLIC>\n", "line 1: expected a word and its vector"),
     ],
@@ -129,6 +132,25 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         load_word_vectors(path, ["dog"], ["dog"])
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [b"", b"9 3\n", b"\xef\xbb\xbf"])
+def test_entries_that_nobody_asked_for_may_be_anything(tmp_path, header):
+    lines = [
+        *(b"the 1 2 3", b"cat 0.1 0.2 0.3", b"\xff\xfe 0.4 0.5 0.6", b"\xed\xa0\x80 1 2 3", b"no 7 0.4 0.5 0.6"),
+        *(b"cat 9 1 1 1", b"half", b" 4 5 6", b"x nan - 1e999", b"caf\xc3\xa9 7 8 9", b"dog 0.7 0.8 0.9"),
+    ]
+    path = tmp_path / "words.vec"
+    path.write_bytes(header + b"\n".join(lines) + b"\n")
+    names = ["cat", "dog", "no 7", "caf\u00e9"]
+    expected = np.float32([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9], [0.4, 0.5, 0.6], [7, 8, 9]])
+    np.testing.assert_array_equal(load_word_vectors(path, names, names), expected)
+
+
+def test_the_header_tells_the_length_where_the_first_word_has_a_space(tmp_path):
+    path = tmp_path / "words.vec"
+    path.write_bytes(b"2 2\nno 7 0.5 0.25\ndog 1 2\n")
+    np.testing.assert_array_equal(load_word_vectors(path, ["dog", "no 7"], ["dog", "no 7"]), [[1, 2], [0.5, 0.25]])
 
 
 def test_a_line_without_end_is_not_read_whole(tmp_path):

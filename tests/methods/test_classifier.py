@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlfsic_jax.core.metrics import multilabel_metrics
 from mlfsic_jax.data.features import View
 from mlfsic_jax.methods import classifier, create
 from mlfsic_jax.methods.closed_form import centred_unit
@@ -71,3 +72,68 @@ def test_score_is_the_fitted_layer_on_the_queries():
         step = 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         w, b = w - step[:-1], b - step[-1]
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-(features(query) @ w + b))), atol=1e-4)  # float32
+
+
+def base_of(n_images=60):
+    """Images whose labels are in the signs of two directions, which other directions drown."""
+    rng = np.random.default_rng(3)
+    local = rng.normal(size=(n_images, 2, 2, 12))
+    local[..., 2:] *= 3
+    labels = local.mean(axis=(1, 2))[:, :2] > 0
+    return View(local.astype(np.float32).__getitem__, labels, np.zeros((2, 2)), ("a", "b")), local, labels
+
+
+def test_the_hidden_layer_is_trained_on_base_labels(monkeypatch):
+    base, local, labels = base_of()
+    options = {"width": 7, "training_steps": 100, "batch_size": 16}
+    drawn = []
+
+    def spy(loss, params, data, draw, **options):
+        drawn.append(draw(0))
+        return adam_in_chunks(loss, params, data, draw, **options)
+
+    adam_in_chunks = classifier.adam_in_chunks
+    monkeypatch.setattr(classifier, "adam_in_chunks", spy)
+    slow, fast = (
+        create("classifier_pretrained", **options, training_learning_rate=rate).train(jax.random.key(0), base)
+        for rate in (1e-30, 0.01)
+    )
+    np.testing.assert_array_equal(*drawn)
+    assert np.shape(drawn[0]) == (100, 16)
+
+    pooled = local.mean(axis=(1, 2))
+    centred = pooled - pooled.mean(axis=0)
+    x = centred / np.linalg.norm(centred, axis=1, keepdims=True) * np.sqrt(12)
+    w, b = (np.asarray(slow["hidden"][name], np.float64) for name in ("weights", "bias"))  # the start
+    np.testing.assert_array_equal(b, 0)
+    params, m, v = [w, b, np.zeros((7, 2)), np.zeros(2)], [0] * 4, [0] * 4
+    for t, rows in enumerate(np.asarray(drawn[0]), 1):  # Adam in a loop
+        h = np.maximum(x[rows] @ params[0] + params[1], 0)
+        residual = (1 / (1 + np.exp(-(h @ params[2] + params[3]))) - labels[rows]) / (16 * 2)
+        back = (residual @ params[2].T) * (h > 0)
+        gradients = [x[rows].T @ back, back.sum(axis=0), h.T @ residual, residual.sum(axis=0)]
+        for i, g in enumerate(gradients):
+            m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g**2
+            params[i] = params[i] - 0.01 * (m[i] / (1 - 0.9**t)) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+    np.testing.assert_allclose(fast["hidden"]["weights"], params[0], atol=2e-4)  # float32
+    np.testing.assert_allclose(fast["hidden"]["bias"], params[1], atol=2e-4)
+    expected = np.maximum(x @ params[0] + params[1], 0)
+    np.testing.assert_allclose(fast["mean"], expected.mean(axis=0), atol=2e-3)
+    regions = jnp.asarray(local, jnp.float32).reshape(-1, 4, 12)
+    got = create("classifier_pretrained", **options).embed(fast, regions)
+    np.testing.assert_allclose(got["pooled"], expected, atol=5e-3)
+
+
+def test_training_on_base_labels_finds_what_new_labels_need():
+    base, *_ = base_of(n_images=400)
+    rng = np.random.default_rng(4)
+    support, query = rng.normal(size=(2, 60, 4, 12))
+    for local in (support, query):
+        local[..., 2:] *= 3
+    y, truth = (local.mean(axis=1)[:, :2] @ [[1, 1], [1, -1]] > 0 for local in (support, query))  # others of the same
+    found = {}
+    for name, options in (("classifier", {}), ("classifier_pretrained", {"width": 32, "training_learning_rate": 0.01})):
+        method = create(name, **options)
+        scores = episode_scores(method, method.train(jax.random.key(0), base), support, y, query)
+        found[name] = multilabel_metrics(scores[None], truth[None])["macro_ap"][0]
+    assert found["classifier_pretrained"] > found["classifier"] + 0.05

@@ -24,8 +24,10 @@ ABLATIONS = [
     *({"model.n_heads": n, "model.d_joint": d} for n, d in ((1, 512), (16, 512), (6, 510), (12, 516), (14, 518))),
 ]
 
+LASO = {"data.name": "coco", "data.policy": "laso", "data.episodes": "LaSO"}
 
-@pytest.mark.parametrize("fields", ABLATIONS, ids=str)
+
+@pytest.mark.parametrize("fields", [*ABLATIONS, LASO | {"eval.episodes": 10, "shots": (5,)}], ids=str)
 def test_ablations_are_valid(fields):
     config = defaults.default().lock()
     config.update_from_flattened_dict(fields)
@@ -65,6 +67,19 @@ def test_the_fields_of_the_model_are_those_of_the_config():
         (
             {"model.cm_loss": False, "train.gamma": 0.0},
             "config.train.gamma = 0.0: must be above 0 where model.cm_loss is False: nothing would be trained",
+        ),
+        (
+            {"data.name": "coco", "data.episodes": "LaSO", "eval.episodes": 10},
+            "config.data.episodes = 'LaSO': must be empty unless data.policy is laso and data.split empty",
+        ),
+        (
+            LASO | {"eval.episodes": 10, "data.split": "auto"},
+            "config.data.episodes = 'LaSO': must be empty unless data.policy is laso and data.split empty",
+        ),
+        (LASO, "config.eval.episodes = 200: must be 10, the number of LaSO's, where data.episodes is set"),
+        (
+            LASO | {"eval.episodes": 10, "shots": (1, 3)},
+            "config.shots = (1, 3): must be (1,), (5,) or (1, 5) where data.episodes is set",
         ),
     ],
 )

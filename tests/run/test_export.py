@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_words_of_every_kind_of_file(tmp_path, name):
     elif name.endswith(".gz"):
         path.write_bytes(gzip.compress("".join(lines).encode()))
     else:
-        path.write_text("3 3\n" + "".join(lines))
+        path.write_bytes(b"3 3\n" + "".join(lines).encode() + b"\xff\xfe 1 2 3\n")
     found = dict(export._words_of(path, 3, 9))
     assert found.keys() == vectors.keys()
     for word, vector in vectors.items():
@@ -123,7 +125,40 @@ def test_the_card_and_the_manifest(exported_scenes, exported):
     assert not any(here in path.read_text() for path in (exported[2] / "card.md", exported[2] / "model.json"))
 
 
-def test_the_command_replaces_exports_only(exported_scenes, tmp_path, capsys):
+def test_the_card_may_be_edited(exported_scenes, tmp_path):
+    out = shutil.copytree(exported_scenes[2], tmp_path / "out")
+    assert json.loads((out / "model.json").read_text())["files"].keys() == {
+        "model_1shot.safetensors",
+        "words.safetensors",
+    }
+    (out / "card.md").write_text("# Our model\n")
+    assert load(out).trained[0].n_shot == 1
+    (out / "card.md").unlink()
+    assert load(out).trained[0].n_shot == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_export_that_fails_costs_nothing(exported_scenes, tmp_path, monkeypatch, error):
+    out = shutil.copytree(exported_scenes[2], tmp_path / "out")
+    (out / "notes").mkdir()
+    (out / "notes/model.json").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(out)
+
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_json", fails)
+        with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else InputError):
+            export.export(exported_scenes[1], tmp_path / "link", n_words=2)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    export.export(exported_scenes[1], tmp_path / "link", n_words=2)
+    assert load(out).trained[0].n_shot == 1 and (out / "notes/model.json").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"] and (tmp_path / "link").is_symlink()
+
+
+def test_the_command_replaces_exports_only(exported_scenes, tmp_path, capsys, monkeypatch):
     flags = [f"--workdir={exported_scenes[1]}", f"--out={tmp_path / 'deeper/out'}"]
     command.main(flags)
     assert "card.md says what it is" in capsys.readouterr().out
@@ -136,7 +171,10 @@ def test_the_command_replaces_exports_only(exported_scenes, tmp_path, capsys):
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other/photo.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "deeper/out")
     for changes, complaint in (
+        (["--out=."], "--out=. holds the working folder"),
+        (["--out=.."], "--out=.. holds"),
         ([f"--out={tmp_path / 'other'}"], "other holds something that is no export"),
         ([f"--out={tmp_path / 'other/photo.jpg'}"], "photo.jpg is a file: give a folder"),
         ([f"--workdir={tmp_path / 'other'}"], "other holds no model"),

@@ -11,6 +11,7 @@ from mlfsic_jax.backbones.conv4 import Conv4
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.features import View
 from mlfsic_jax.run import config, inputs
+from mlfsic_jax.system.errors import InputError
 
 
 def photo_backbone(dtype):
@@ -104,3 +105,16 @@ def test_frozen_batch_norm_trains_all_but_its_statistics(photos, variables):
     np.testing.assert_allclose(features(variables["params"])[0], as_used, atol=1e-6)
     own, _ = photo_backbone("float32").apply(variables, photos, True, mutable=["batch_stats"])
     assert jnp.abs(own - as_used).max() > 1e-2
+
+
+def test_missing_files_are_named_as_they_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a,b.pth").touch()
+    settings = config.default()
+    settings.labels.vectors, settings.backbone_weights = "~/words.txt", "~/a,b.pth,~/c.pth"
+    with pytest.raises(InputError) as caught:
+        inputs.load_dataset(settings)
+    words, weights, source = str(caught.value).splitlines()
+    assert words.startswith(f"config.labels.vectors = '{tmp_path}/words.txt': no such file; get")
+    assert weights.startswith(f"config.backbone_weights = '{tmp_path}/c.pth': no such file; get")
+    assert source.startswith("config.data.source = ''")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlfsic_jax.run import saved
+from mlfsic_jax.run.classifier import fit
 from mlfsic_jax.run.saved import load
 from mlfsic_jax.system import files
 from mlfsic_jax.system.errors import InputError
@@ -74,7 +75,7 @@ def change(name, old, new):
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        *((cut(name), f"{name} is cut short or was altered") for name in ("card.md", "words.safetensors")),
+        (cut("words.safetensors"), "words.safetensors is cut short or was altered"),
         (cut("model_1shot.safetensors"), "model_1shot.safetensors is cut short or was altered"),
         (cut("backbone.safetensors"), "backbone.safetensors is cut short or was altered"),
         (lambda out: (out / "words.safetensors").unlink(), "words.safetensors is missing: copy or export"),
@@ -161,6 +162,31 @@ def test_a_folder_that_means_harm(exported, tmp_path, changes, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         load(out)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_folder_of_the_first_format(exported, tmp_path):
+    """As earlier versions wrote it: other names of the arrays, theta of LCM alone, two more fields."""
+    folder = shutil.copytree(exported[2], tmp_path / "old")
+    arrays, _ = files.read_arrays(folder / "model_1shot.safetensors")
+    old = {name.removeprefix("episodes/"): a for name, a in arrays.items() if name.startswith(("episodes/", "fitted/"))}
+    files.write_arrays(folder / "model_1shot.safetensors", old)
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest |= {"format": 1}
+    manifest["config"]["ridge"] |= {"variants": False, "variants_threshold": 0.53}
+    kept = ("n_shot", "calibration", "validation_macro_ap")
+    manifest["models"] = [{name: entry[name] for name in kept} | {"theta": 0.57} for entry in manifest["models"]]
+    manifest["files"]["model_1shot.safetensors"] = files.sha256(folder / "model_1shot.safetensors")
+    manifest["sha256"] = saved.manifest_digest({k: v for k, v in manifest.items() if k != "sha256"})
+    (folder / "model.json").write_text(json.dumps(manifest))
+    model, before = load(folder), load(exported[2])
+    assert model.trained[0].tuned == {"lcm_untuned": 0.57} and "lcm" not in model.trained[0].validation
+    for name in ("ridge", "base", "lcm_untuned"):
+        few, same = (
+            fit(m, exported[1][:3], ["kelp", "sea", "pine tree"], method=name)
+            for m in (model, before._replace(trained=(before.trained[0]._replace(tuned={"lcm_untuned": 0.57}),)))
+        )
+        expected = same.predict(exported[1]).probabilities
+        np.testing.assert_allclose(few.predict(exported[1]).probabilities, expected, atol=1e-6)
 
 
 def test_a_folder_of_a_later_format(exported, tmp_path, monkeypatch):

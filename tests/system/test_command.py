@@ -1,13 +1,17 @@
-"""Mistakes, failing disks and signals end in one line and a documented status."""
+"""Mistakes, failing disks, closed outputs and signals end in one line or none, and a documented status."""
 
 import errno
+import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from mlfsic_jax.system.command import cli_errors, defer_signals
+from mlfsic_jax.system.command import Parser, cli_errors, defer_signals
 from mlfsic_jax.system.errors import InputError
 
 
@@ -103,3 +107,108 @@ def test_other_threads_hold_nothing_back():
     thread.start()
     thread.join()
     assert asked == [False]
+
+
+def test_a_tilde_is_the_home_folder_in_every_flag(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("x", "y")
+    parser.add_argument("--out")
+    parser.add_argument("--images", nargs="+", action="extend")
+    parser.add_argument("--n", type=int, default=1)
+    found = parser.parse_args(["--out=~/a.csv", "--images", "~/p/*.jpg", "b~/c.jpg", "--images", "~"])
+    assert vars(found) == {"out": "/home/me/a.csv", "images": ["/home/me/p/*.jpg", "b~/c.jpg", "/home/me"], "n": 1}
+    assert parser.parse_args(["--out=~nobody.of.that.name/x"]).out == "~nobody.of.that.name/x"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without an entry or HOME
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--out=~/a.csv"])
+    assert end.value.code == "error: ~/a.csv: this user has no home folder: write the path without ~, or set HOME"
+
+
+PROGRAM = """
+import sys
+from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.errors import InputError
+parser = Parser("x", "describes it")
+parser.add_argument("what", nargs="?")
+what = parser.parse_args().what
+with cli_errors("again"):
+    if what == "stderr":
+        print("progress", file=sys.stderr, flush=True)
+    if what == "mistake":
+        raise InputError("a mistake")
+    if what == "reported":
+        try:
+            print("a line", flush=True)
+        except OSError as error:
+            raise InputError("cannot write the cache") from error
+    if what == "elsewhere":
+        raise InputError("no connection") from BrokenPipeError()
+    print("a line")
+    if what == "file":
+        with open("found.txt", "w") as file:
+            print("in the file", file=file, flush=True)
+            print("progress", file=sys.stderr, flush=True)
+            sys.stderr.isatty()
+"""
+
+
+def run(what, unbuffered="", **streams):
+    """The process of PROGRAM, ended, and what it said, where that was not given to another stream."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run([sys.executable, "-c", PROGRAM, *what], env=environment, text=True, **streams)
+
+
+@pytest.fixture
+def unread():
+    """The number of a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_it_quietly(unread, unbuffered):
+    for what in ([], ["--help"], ["reported"], ["file"]):
+        done = run(what, unbuffered, stdout=unread)
+        assert done.returncode == 141 and done.stderr == ("progress\n" if what == ["file"] and not unbuffered else "")
+    assert run(["stderr"], unbuffered, stdout=unread, stderr=unread).returncode == 141
+    done = run(["mistake"], unbuffered, stdout=unread)
+    assert (done.returncode, done.stderr) == (1, "error: a mistake\n")
+    done = run(["elsewhere"], unbuffered)
+    assert (done.returncode, done.stderr) == (1, "error: no connection\n")
+    assert run(["mistake"], unbuffered, stdout=unread, stderr=unread).returncode == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_the_output_is_told(unbuffered):
+    with open("/dev/full", "w") as full:
+        done = run([], unbuffered, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device; what was written before is kept: again\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(closed):
+    environment = os.environ | {"PROGRAM": PROGRAM}
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "$PROGRAM" file {closed}'],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">&- 2" in closed[4:] else "a line\n", "")
+    assert Path("found.txt").read_text() == "in the file\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nowhere"])
+def test_a_device_that_is_not_there_is_one_line(platform):
+    if platform == "cuda" and any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        pytest.skip("this machine may have CUDA")
+    command = [sys.executable, "-m", "mlfsic_jax.main", "--config=configs/demo.py:small"]
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and line.startswith(f"error: JAX finds no device for JAX_PLATFORMS={platform} on this")
+    with pytest.raises(RuntimeError, match="of ours"), cli_errors("again"):
+        raise RuntimeError("of ours")

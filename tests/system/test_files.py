@@ -69,11 +69,19 @@ def test_what_cannot_be_written_leaves_the_former_file(tmp_path, monkeypatch):
 
 
 def test_the_user_s_own_files_beside_are_left_alone(tmp_path):
-    for name in ("x.part", "x.json.part", ".x.json.part"):
+    names = {
+        "x.part",
+        "x.json.part",
+        ".x.json.part",
+        ".x.json-mine.part",
+        ".x.json.former",
+        "x.json-0123456789abcdef.part",
+    }
+    for name in names:
         (tmp_path / name).write_text("mine")
     files.write_json(tmp_path / "x.json", [1])
-    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.part", "x.json.part", ".x.json.part"}
-    assert all(path.read_text() == "mine" for path in tmp_path.iterdir() if path.suffix == ".part")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", *names}
+    assert all((tmp_path / name).read_text() == "mine" for name in names)
 
 
 def test_a_block_that_fails_leaves_nothing_and_names_the_file(tmp_path):
@@ -89,6 +97,89 @@ def test_a_block_that_fails_leaves_nothing_and_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as absent, files.atomic(tmp_path / "gone" / "x.csv") as part:
         part.write_text("whole")
     assert absent.value.filename == str(tmp_path / "gone" / "x.csv")
+
+
+def test_two_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / ("[x] é" * 40 + ".csv")
+    with files.atomic(path) as slow:
+        slow.write_text("slow")
+        with files.atomic(path) as fast:
+            fast.write_text("fast")
+        assert path.read_text() == "fast"
+    assert path.read_text() == "slow" and os.listdir(tmp_path) == [path.name]
+    with files.atomic_folder(tmp_path / "y") as slow:
+        (slow / "a").touch()
+        with files.atomic_folder(tmp_path / "y") as fast:
+            (fast / "b").touch()
+        assert os.listdir(tmp_path / "y") == ["b"]
+    assert os.listdir(tmp_path / "y") == ["a"] and len(os.listdir(tmp_path)) == 2
+
+
+KILLED = """
+import os, pathlib, shutil, signal, sys
+from mlfsic_jax.system import files
+
+def killing(function, at):
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    calls = []
+    return counted
+
+path, when = pathlib.Path(sys.argv[1]), sys.argv[2]
+os.rename = killing(os.rename, {"moving": 1, "swapping": 2}.get(when))
+os.replace = killing(os.replace, {"replacing": 1}.get(when))
+shutil.rmtree = killing(shutil.rmtree, {"clearing": 1}.get(when))
+with (files.atomic_folder if path.is_dir() else files.atomic)(path) as part:
+    (part / "name" if part.is_dir() else part).write_text("new")
+    killing(print, 1 if when == "writing" else 0)()
+"""
+
+
+@pytest.mark.parametrize("when", ["writing", "moving", "swapping", "clearing"])
+def test_a_folder_outlives_a_process_that_is_killed(tmp_path, when):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "name").write_text("former")
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, when])
+    assert killed.returncode == -signal.SIGKILL
+    left = [name for name in os.listdir(tmp_path) if name != "model"]
+    assert 1 <= len(left) <= 2 and all(name.startswith(".model-") for name in left)
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(path):
+        assert (path / "name").read_text() == ("new" if when == "clearing" else "former")
+        raise ZeroDivisionError
+    assert (path / "name").read_text() == ("new" if when == "clearing" else "former")
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("when", ["writing", "replacing"])
+def test_what_a_killed_process_left_is_removed_the_next_time(tmp_path, when):
+    path = tmp_path / "model"
+    path.write_text("former")
+    assert subprocess.run([sys.executable, "-c", KILLED, path, when]).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2 and path.read_text() == "former"
+    with files.atomic(path) as part:
+        part.write_text("newest")
+    assert os.listdir(tmp_path) == ["model"] and path.read_text() == "newest"
+
+
+def test_a_folder_that_cannot_be_moved_stays(tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", os.rename
+    path.mkdir()
+    (path / "name").write_text("former")
+
+    def fails_once(source, target):
+        if target == path and source.suffix == ".part":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "rename", fails_once)
+    with pytest.raises(OSError), files.atomic_folder(path) as part:
+        (part / "name").write_text("new")
+    assert (path / "name").read_text() == "former" and os.listdir(tmp_path) == ["model"]
 
 
 HOLD = "import sys, time, pathlib; from mlfsic_jax.system import files\n"

@@ -1,0 +1,62 @@
+"""A run that evaluates the methods that go by names, on a folder of photos, then photos, export and page from it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import folder
+from mlfsic_jax.report.page import write_report
+from mlfsic_jax.run import classifier, experiment
+from mlfsic_jax.run.export import export
+from mlfsic_jax.run.saved import load
+from mlfsic_jax.system.errors import InputError
+from tests import made_up, ready_model
+from tests.tiny import TINY
+
+METHODS = ("ridge", "class_words", "class_word_ridge", "class_word_ridge_no_kinds", "class_word_ridge_permuted", "base")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("named")
+    names = made_up.make_folder(root / "photos", "labels", per_label=10)
+    rng = np.random.default_rng(0)
+    for path in sorted((root / "photos/photos").iterdir()):
+        Image.fromarray(rng.integers(0, 255, (2, 3, 3), np.uint8)).resize((44, 40)).save(path)
+    (root / "data").mkdir()
+    made_up.save_word_vectors(root / "data/glove.6B.300d.txt", names)
+    ready_model.write_files(root / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        ready_model.stand_in(patch, root / "data")
+        config = folder.get_config()
+        config.update_from_flattened_dict(TINY | {"eval.methods": METHODS})
+        config.backbone, config.data.image_size = ready_model.BACKBONE, ready_model.SIZE
+        config.data.source, config.data_dir, config.cache_dir = (str(root / d) for d in ("photos", "data", "cache"))
+        experiment.train_and_evaluate(config, root / "run")
+        yield root
+
+
+def test_the_methods_are_evaluated_with_their_controls(trained):
+    entry = json.loads((trained / "run/results.json").read_text())[0]
+    assert list(entry["methods"]) == list(METHODS)
+    assert {"class_word_ridge-ridge", "class_word_ridge_permuted-ridge"} <= set(entry["paired"])
+    assert "class_word_ridge" in entry["validation"]["calibration"]
+
+
+def test_photos_page_and_export(trained):
+    model = load(trained / "run")
+    photos = sorted((trained / "photos/photos").iterdir())
+    few = classifier.fit(model, photos[:3], ["kelp", "sea", "pine tree"], method="class_word_ridge")
+    assert few.reasons(photos[5])[0].classes and "best" not in few.note
+    page = write_report(trained / "run", trained / "page.html", episodes=1).read_text()
+    assert "class word ridge score of a predicted label" in page  # whose regions are joined
+    export(trained / "run", trained / "model")
+    assert (trained / "model/minilm/model.safetensors").is_file()
+    again = classifier.fit(load(trained / "model"), photos[:3], ["kelp", "sea", "pine tree"], method="class_word_ridge")
+    np.testing.assert_allclose(again.predict(photos).probabilities, few.predict(photos).probabilities, atol=1e-6)
+    with pytest.raises(InputError, match="control for evaluations"):
+        classifier.fit(model, photos[:2], ["kelp", "sea"], method="class_word_ridge_permuted")
+    with pytest.raises(InputError, match="'sea' has no support photo"):
+        classifier.fit(model, photos[:1], ["kelp"], label_names=["kelp", "sea"], method="base")
