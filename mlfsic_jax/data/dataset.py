@@ -15,7 +15,8 @@ class Split(NamedTuple):
 
     labels: np.ndarray  # int32 [C_split], columns of ``ImageDataset.labels``
     images: np.ndarray  # int32 [I_split], rows of ``ImageDataset.labels``
-    # bool [I_split] under LaSO's protocol: support images are drawn from these, queries from the others.
+    # bool [I_split] under LaSO's protocol: support images are drawn from these, queries from the others; with published
+    # supports a structured array, see ``laso_episodes``.
     support: np.ndarray | None = None
 
 

@@ -40,7 +40,7 @@ class View(NamedTuple):
     labels: np.ndarray  # bool [I, C]
     word_vectors: np.ndarray  # float32 [C, d_w]
     label_names: tuple[str, ...]  # C names, for messages
-    support: np.ndarray | None = None  # bool [I] or None, as in ``data.Split``
+    support: np.ndarray | None = None  # [I] or None, as in ``data.Split``
     # the backbone's own classifier: () -> float32 [K, n] and [K]
     head: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     # vectors of the labels from elsewhere, by name: "classes" -> float32 [C, d], see ``data.class_words``

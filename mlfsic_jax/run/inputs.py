@@ -15,7 +15,7 @@ from mlfsic_jax import backbones, data
 from mlfsic_jax.backbones import weights as pretrained
 from mlfsic_jax.core.functional import unit
 from mlfsic_jax.core.model import BaseModel
-from mlfsic_jax.data import class_words
+from mlfsic_jax.data import class_words, laso_episodes
 from mlfsic_jax.data.assets import local_weights
 from mlfsic_jax.data.features import Cache, View, open_or_build, usable_splits
 from mlfsic_jax.data.minilm import encode_texts
@@ -222,6 +222,8 @@ def load_dataset(config: ConfigDict) -> data.ImageDataset:
     data_config.image_size = image_size(config)
     _report_missing(config, data_config)
     dataset = data.load(data_config)
+    if config.data.episodes:
+        dataset = laso_episodes.with_published_supports(dataset, config.data.episodes, config.data.source)
     print(data.data_card(dataset))
     return dataset.only_used()
 
