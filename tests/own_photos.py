@@ -22,6 +22,7 @@ WORDS = (*made_up.FOLDER_LABELS, "kelp", "sun", "umbrella")
 BRIEF = {
     "ridge.n_components": 4,
     "classifier.epochs": 4,
+    **{"classifier_pretrained.width": 8, "classifier_pretrained.training_steps": 50, "classifier_pretrained.epochs": 4},
     **{"maml.width": 8, "maml.training_steps": 50, "maml.inner_steps": 1, "maml.epochs": 4},
     **{"laso.width": 8, "laso.n_components": 4, "laso.training_steps": 100, "laso.batch_size": 4, "laso.epochs": 4},
     **{"pla.width": 8, "pla.n_components": 4, "pla.embedding": 4, "pla.training_steps": 50, "pla.batch_size": 4},

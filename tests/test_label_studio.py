@@ -106,10 +106,12 @@ def test_names_of_any_characters_come_back_from_accepted_tasks(tmp_path):
     assert [choice.get("alias", choice.get("value")) for choice in choices] == list(NAMES)
     tasks = json.loads(out.read_text())
     assert [unquote(task["data"]["image"]) for task in tasks] == [f"/data/local-files/?d={photo}" for photo in expected]
-    (root / "export.json").write_text(json.dumps(accept(tasks)))
+    (root / "labels.json").write_text(json.dumps(accept(tasks)))
+    shutil.move(out, root)  # labels.json comes before other tables
     assert read(root) == {photo: sorted(names) for photo, names in expected.items()}
-    table = tables.read_table(root / "export.json", Finder(root))
-    assert table.labels == {root / photo: names for photo, names in expected.items()}
+    by_path = {root / photo: names for photo, names in expected.items()}
+    assert tables.read_table(root / "labels.json", Finder(root)).labels == by_path
+    assert tables.read_csv(root / "labels.json", anywhere=True)[0] == by_path  # as predict --support does
     assert expected["mine/a b.png"] == list(NAMES) and expected["mine/deep/%2Fdata.png"] == []
 
 
@@ -239,5 +241,5 @@ def test_label_studio_shows_the_proposals_and_exports_what_people_make_of_them(t
             result = [result[0] | {"value": {"choices": expected[photo]}}]
         server.call(f"/api/tasks/{task['id']}/annotations", {"result": result})
     export = f"/api/projects/{project}/export?exportType=JSON&download_all_tasks=true"
-    (root / "export.json").write_bytes(server.get(export))
+    (root / "labels.json").write_bytes(server.get(export))
     assert read(root) == {photo: sorted(names) for photo, names in expected.items() if photo != open_photo}
