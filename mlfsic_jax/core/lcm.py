@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class LCMOptions:
     def __post_init__(self):
         require(
             self,
-            steps=(isinstance(self.steps, int) and self.steps >= 1, "must be a whole number of at least 1"),
+            steps=(isinstance(self.steps, Integral) and self.steps >= 1, "must be a whole number of at least 1"),
             step_size=(self.step_size >= 0, "must be at least 0"),
             momentum=(0 <= self.momentum <= 1, "must be in [0, 1]"),
             score_scaling=one_of(self.score_scaling, SCORE_SCALINGS),

@@ -157,7 +157,8 @@ def _score_together(members: Members, arrays: tuple, support: list[np.ndarray], 
     most = _EPISODES_AT_ONCE if method.on_request else _EPISODES_PER_CALL
     size = min(most, -(-on_device // _EPISODES_AT_ONCE) * _EPISODES_AT_ONCE) * jax.device_count()
     batches = [group[first : first + size] for group in groups for first in range(0, len(group), size)]
-    if len(batches) > 1 and not method.batched:  # LCM's tuning takes a minute, methods on request take several
+    # Methods on request take minutes, and LCM's tuning one.
+    if method.on_request or (len(batches) > 1 and not method.batched):
         what = f"evaluating {name}" + (f" and {len(members) - 1} more methods" if len(members) > 1 else "")
         batches = track(batches, total=len(batches), description=what, unit="batches of episodes")
     scores, statistics = {}, []

@@ -80,7 +80,7 @@ def selected():
     [
         {},
         {"scale": 20.0, "steps": 5, "step_size": 1e-2, "threshold": 0.6},
-        {"momentum": 0.4, "steps": 30, "threshold": 0.55},
+        {"momentum": np.float32(0.4), "steps": np.int64(30), "threshold": np.float64(0.55)},
         {"score_scaling": "none", "threshold": 0.505},
         {"score_scaling": "none", "threshold": 0.65},
     ],
