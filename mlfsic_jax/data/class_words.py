@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.linalg
 from safetensors.numpy import load
 
 from mlfsic_jax.data.text import package_json
@@ -76,7 +77,8 @@ def mixtures(label_vectors: np.ndarray, leave: np.ndarray | None = None, classes
 
     for source, vectors in enumerate(classes[:, keep].astype(np.float64)):
         gram = kernel(vectors, vectors) + _REGULARISER * np.eye(len(keep))
-        found[:, source, keep] = np.linalg.solve(gram, kernel(vectors, label_vectors.astype(np.float64))).T
+        to_labels = kernel(vectors, label_vectors.astype(np.float64))
+        found[:, source, keep] = scipy.linalg.solve(gram, to_labels, assume_a="pos").T
     return found.astype(np.float32)
 
 

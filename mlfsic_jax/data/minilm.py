@@ -20,6 +20,7 @@ from mlfsic_jax.system.untrusted import expand, read_json, reported, shown
 FILES = ("model.safetensors", "tokenizer.json")  # those that are needed
 _MAX_TOKENS = 256  # as published, with [CLS] and [SEP]
 _MIN_PADDED = 16  # tokens: shorter texts share one compiled program
+_MIN_ROWS = 8  # texts, likewise
 _EPSILON = 1e-12  # of all layer norms
 _PREFIXES = ("", "bert.", "0.auto_model.")  # of the keys, by the class that saved them
 _WORDS, _POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
@@ -98,7 +99,7 @@ def _read_params(path: pathlib.Path) -> tuple[Params, int]:
             fits = len(shape) == len(axes) and all(sizes.setdefault(axis, n) == n for axis, n in pairs)
             if not fits or dtype not in ("F32", "F16", "BF16"):
                 raise InputError(f"{path} is not of a BERT: {prefix}{name} is {dtype} {shape}: {get}")
-            params[name] = file.get_tensor(prefix + name).astype(np.float32)
+            params[name] = file.get_tensor(prefix + name).astype(np.float32, copy=False)
     return params, n_layers
 
 
@@ -144,7 +145,7 @@ def _tokenize(texts: Sequence[str], path: pathlib.Path, vocabulary: int, limit: 
 def _pad(tokens: list[list[int]], limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int32 [B, T], B and T powers of two so that few programs are compiled, and lengths int32 [B]."""
     n_rows, longest = (1 << (n - 1).bit_length() for n in (len(tokens), max(map(len, tokens))))
-    ids = np.zeros((n_rows, min(limit, max(longest, _MIN_PADDED))), np.int32)
+    ids = np.zeros((n_rows := max(n_rows, _MIN_ROWS), min(limit, max(longest, _MIN_PADDED))), np.int32)
     lengths = np.ones(n_rows, np.int32)  # further rows have one token: the mean over none is NaN
     for i, row in enumerate(tokens):
         ids[i, : len(row)], lengths[i] = row, len(row)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.data import assets, class_words, download
+from mlfsic_jax.run import classifier, inputs, saved
 from mlfsic_jax.run import config as defaults
-from mlfsic_jax.run import inputs, saved
 from mlfsic_jax.run.saved import Predictor, Trained
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand
@@ -74,10 +75,11 @@ def load(
             entries.append({"n_shot": k} | chosen)
     identity = {"weights": digest}
     manifest = {"ready": True, "config": config.to_dict(), "identity": identity, "labels": {}, "models": entries}
-    options = {"word_files": (), "encoder": inputs.encoder_folder(config)}
-    return Predictor(
-        folder, manifest, FrozenConfigDict(config), backbone, variables, size, grid, tuple(trained), **options
-    )
+    fixed = (FrozenConfigDict(config), backbone, variables, size, grid, tuple(trained))
+    predictor = Predictor(folder, manifest, *fixed, word_files=(), encoder=inputs.encoder_folder(config))
+    # Compiles what all labels and photos share, so that they take moments.
+    classifier.fit(predictor, [], [], label_names=("photo",)).predict(np.zeros((1, 1, 3), np.uint8))
+    return predictor
 
 
 def _need_files(backbone: str, folder: Path, fetch: bool) -> None:
