@@ -7,6 +7,7 @@ values of other data, weights or transforms apart; damaged rows are made again.
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,17 +21,15 @@ import jax
 import numpy as np
 
 from mlfsic_jax.data.dataset import ImageDataset, Split
-from mlfsic_jax.data.transforms import resize
+from mlfsic_jax.data.transforms import read_batch
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import lock, write_json
-from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.parallel import prefetch_batches
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import read_json
 
 _VALUES = "values.npy"
-_BATCH = 32  # on each device of this process
-_READERS = 4
-_COMMIT_EVERY = 8  # batches between two notes of progress
+_COMMIT_EVERY = 256  # images between two notes of progress
 
 
 class View(NamedTuple):
@@ -84,14 +83,14 @@ def open_or_build(
     row_shape: tuple[int, ...],
     dtype: str,
     made_from: dict,
-    compute: Callable[[np.ndarray], np.ndarray] | None = None,
+    compute: Callable[[np.ndarray], np.ndarray | jax.Array] | None = None,
+    batch: int = 32,
 ) -> Cache:
     """Opens the cache that belongs to these data and settings, building or finishing it first where needed.
 
     Photos are resized to squares; a row has shape ``row_shape`` and dtype "float16" or "uint8". ``made_from`` is what
-    else the values depend on (backbone, weights hash). ``compute`` turns uint8 photos [B, image_size, image_size, 3]
-    into rows [B, *row_shape], B always the same multiple of the number of this process's devices; without it photos
-    are kept.
+    else the values depend on (backbone, weights hash). ``compute`` turns uint8 photos [batch, image_size, image_size,
+    3] into rows [batch, *row_shape], and is called by several threads; without it photos are kept.
 
     Raises:
       InputError: the folder cannot be written, or values leave the range of ``dtype``.
@@ -105,7 +104,7 @@ def open_or_build(
         with lock(path.with_suffix(".lock"), f"another process that fills the cache {path}"):
             progress = _open(path, manifest)
             if progress["done"] < len(dataset.labels):
-                _build(path, dataset, image_size, manifest, progress, compute)
+                _build(path, dataset, image_size, manifest, progress, compute, batch)
     except OSError as error:
         cannot = f"cannot write the cache {path} ({error.strerror})"
         raise InputError(f"{cannot}: free space there, or set config.cache_dir") from error
@@ -169,40 +168,31 @@ def _checksum(rows: np.ndarray) -> int:
     return zlib.crc32(rows.data.cast("B"))
 
 
-def _build(path, dataset, image_size, manifest, progress, compute) -> None:
-    """Computes the missing rows, noting progress every few batches."""
+def _build(path, dataset, image_size, manifest, progress, compute, batch) -> None:
+    """Computes the missing rows, noting progress every few of them."""
     n_images = len(dataset.labels)
     values = np.load(path / _VALUES, mmap_mode="r+")
     if progress["done"]:
         print(f"continuing the cache at image {progress['done']} of {n_images}")
 
-    def read(i):
-        try:
-            return resize(dataset.load_image(i), image_size), None
-        except InputError as error:
-            return np.zeros((image_size, image_size, 3), np.uint8), str(error)
-
-    what = "resizing photos" if compute is None else f"local features, {manifest['backbone']}"
-    start = committed = progress["done"]
-    batch = _BATCH * jax.local_device_count()
-    photos = np.zeros((batch, image_size, image_size, 3), np.uint8)  # always full: compiled once
-    decoded = prefetch(read, range(start, n_images), readers=_READERS, ahead=2 * batch)
-    tracked = track(decoded, total=n_images - start, description=what, unit="images")
-    for i, (photo, why) in enumerate(tracked, start):
-        photos[i - start] = photo
-        if why is not None:
-            progress["skipped"][dataset.image_names[i]] = why
-        if (end := i + 1) - start < batch and end < n_images:
-            continue
-        rows = (photos if compute is None else np.asarray(compute(photos)))[: end - start].astype(manifest["dtype"])
+    def computed(images):
+        pixels, errors = read_batch(dataset.load_image, images, image_size, batch)
+        rows = pixels if compute is None else np.asarray(compute(pixels)).astype(manifest["dtype"], copy=False)
         if not np.isfinite(rows).all():
             raise InputError(f"local features leave the range of {manifest['dtype']}: are the weights right?")
-        rows[[name in progress["skipped"] for name in dataset.image_names[start:end]]] = 0
-        values[start:end] = rows
-        start = end
-        if end == n_images or (end // batch) % _COMMIT_EVERY == 0:
+        return zip(rows, errors, strict=False)
+
+    what = "resizing photos" if compute is None else f"local features, {manifest['backbone']}"
+    start = progress["done"]
+    rows = itertools.chain.from_iterable(prefetch_batches(computed, range(start, n_images), batch))
+    tracked = track(rows, total=n_images - start, description=what, unit="images")
+    for end, (row, error) in enumerate(tracked, start + 1):
+        name = dataset.image_names[end - 1]
+        if error is not None:
+            progress["skipped"][name] = str(error)
+        values[end - 1] = 0 if name in progress["skipped"] else row
+        if end == n_images or end % _COMMIT_EVERY == 0:
             values.flush()
+            progress["checksums"].append([end, _checksum(values[progress["done"] : end])])
             progress["done"] = end
-            progress["checksums"].append([end, _checksum(values[committed:end])])
-            committed = end
             write_json(path / "progress.json", progress)

@@ -4,7 +4,8 @@ import io
 import os
 import pathlib
 import stat
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,15 @@ _FLIPS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 _TRANSPOSE_FOR_ORIENTATION = {number: Image.Transpose[name] for number, name in enumerate(_FLIPS, 2)}  # EXIF's numbers
 
 
-def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np.ndarray:
+def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str, size: int | None = None) -> np.ndarray:
     """Decodes any photo that Pillow reads, as a viewer shows it: uint8 [H, W, 3], RGB.
 
     Applies the EXIF orientation, puts transparent pixels on white, keeps the upper 8 bits of 16-bit grey, and takes the
     first frame of an animation. ``InputError``, with the photo's name, when it is missing, corrupt, truncated, of an
     unknown kind, or has more than 89 million pixels.
+
+    Give ``size`` where ``resize`` to that follows: a JPEG of at least four times that is then decoded at a half, a
+    quarter or an eighth of its sides, never below twice ``size``, two to three times as fast.
     """
     if not isinstance(bytes_or_path, bytes):
         bytes_or_path = _bytes_of(bytes_or_path, name)
@@ -38,6 +42,8 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str) -> np
                 raise ValueError("it is a PostScript program, which would have to be run")
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if size is not None:
+                image.draft(None, (2 * size, 2 * size))
             image.load()
             rgb, orientation = _to_rgb(image), _orientation(image)
             return np.asarray(rgb if orientation is None else rgb.transpose(orientation))
@@ -91,6 +97,25 @@ def resize(photo: np.ndarray, size: int) -> np.ndarray:
     if photo.shape[:2] == (size, size):
         return photo
     return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BILINEAR))
+
+
+class PhotoBatch(NamedTuple):
+    """Photos of one size."""
+
+    pixels: np.ndarray  # uint8 [B, S, S, 3], filled up with black
+    errors: list[InputError | None]  # of each photo, at most B, why it cannot be read
+
+
+def read_batch(read: Callable[[Any], np.ndarray], items: Sequence[Any], size: int, batch: int) -> PhotoBatch:
+    """Reads at most ``batch`` photos. ``read`` turns an item into uint8 [H, W, 3], or raises ``InputError``."""
+    pixels, errors = np.zeros((batch, size, size, 3), np.uint8), []
+    for i, item in enumerate(items):
+        try:
+            pixels[i] = resize(read(item), size)
+            errors.append(None)
+        except InputError as error:
+            errors.append(error)
+    return PhotoBatch(pixels, errors)
 
 
 def normalise(images: Any, mean: Any, std: Any) -> jax.Array:

@@ -5,23 +5,26 @@ import functools
 import itertools
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlfsic_jax.data.class_words import class_names
+from mlfsic_jax.data.transforms import PhotoBatch
 from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate, inputs
 from mlfsic_jax.run.explain import THRESHOLD, Match, strongest_matches
-from mlfsic_jax.run.photos import is_many, read_batches
+from mlfsic_jax.run.photos import is_many, map_photos
 from mlfsic_jax.run.saved import Predictor, Trained, trained_of, word_width
 from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.parallel import replicate_here
 
+Result = TypeVar("Result")
 _BY_NAME = "class_word_ridge"
 _CLASSES = 5  # that are named
 
@@ -158,10 +161,12 @@ def fit(
 
 def predict_each(classifier: Classifier, photos: Iterable[Any]) -> Iterator[np.ndarray | InputError]:
     """``Classifier.predict`` in a few photos' memory: float32 [C] for each photo, or why it cannot be read."""
-    predictor, trained, method, *_ = classifier
-    for pixels, errors in read_batches(photos, predictor.image_size):
-        rows = _probabilities(classifier, _embed(predictor, trained, method, pixels))
-        yield from (row if error is None else error for row, error in zip(rows, errors, strict=False))
+
+    def predict(images: dict[str, jax.Array], errors: list[InputError | None]) -> list[np.ndarray | InputError]:
+        rows = _probabilities(classifier, images)
+        return [row if error is None else error for row, error in zip(rows, errors, strict=False)]
+
+    yield from itertools.chain.from_iterable(_map_embedded(predict, *classifier[:3], photos))
 
 
 def labels_above(classifier: Classifier, probabilities: np.ndarray) -> tuple[str, ...]:
@@ -278,25 +283,40 @@ def _word_vectors(predictor: Predictor, names: Sequence[str], dimension: int, ve
 
 def _embed_photos(predictor: Predictor, trained: Trained, method: str, photos: Sequence[Any]) -> dict[str, np.ndarray]:
     """``Method.embed`` of photos that all have to be readable."""
-    parts, size = [], predictor.image_size
-    none = [(np.zeros((1, size, size, 3), np.uint8), [])]  # for the shapes
-    for pixels, errors in read_batches(photos, size) if len(photos) else none:
+
+    def readable(images: dict[str, jax.Array], errors: list[InputError | None]) -> dict[str, np.ndarray]:
         for error in filter(None, errors):
             raise error
-        images = _embed(predictor, trained, method, pixels)
-        parts.append({name: np.asarray(x)[: len(errors)] for name, x in images.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.asarray(x)[: len(errors)] for name, x in images.items()}
+
+    none = [np.zeros((1, 1, 3), np.uint8)]  # for the shapes
+    parts = list(_map_embedded(readable, predictor, trained, method, photos if len(photos) else none))
+    return {name: np.concatenate([part[name] for part in parts])[: len(photos)] for name in parts[0]}
 
 
-def _embed(predictor: Predictor, trained: Trained, method: str, pixels: np.ndarray) -> dict[str, jax.Array]:
-    """One batch of photos through backbone and method, the way that evaluation did it."""
-    if predictor.backbone_variables is None:
-        own = inputs.backbone_variables(trained.stores["episodes"]["variables"])
-        features = inputs.backbone_features(predictor.backbone, own, pixels)
-    else:
-        features = inputs.backbone_features(predictor.backbone, predictor.backbone_variables, pixels)
-        features = features.astype(jnp.float16)  # as the cache stores them
-    return _embed_features(trained.methods[method], trained_of(trained, method), features)
+def _map_embedded(
+    fn: Callable[[dict[str, jax.Array], list[InputError | None]], Result],
+    predictor: Predictor,
+    trained: Trained,
+    method: str,
+    photos: Iterable[Any],
+) -> Iterator[Result]:
+    """Takes photos through backbone and method in batches, the way that evaluation did it; ``fn`` gets each.
+
+    It gets ``Method.embed`` of a batch, and for each photo in it None or why it cannot be read.
+    """
+    frozen = predictor.backbone_variables is not None
+    own = predictor.backbone_variables if frozen else trained.stores["episodes"]["variables"]
+    own = replicate_here(own if frozen else inputs.backbone_variables(own))
+    of_method = trained.methods[method], trained_of(trained, method)
+    dtype = "float16" if frozen else "float32"  # as evaluation got them
+
+    def compute(batch: PhotoBatch) -> Result:
+        features = inputs.features_here(predictor.backbone, own, dtype, batch.pixels)
+        return fn(_embed_features(*of_method, features), batch.errors)
+
+    size = predictor.image_size
+    return map_photos(compute, photos, size, inputs.batch_size(predictor.backbone, size))
 
 
 @functools.partial(jax.jit, static_argnums=0)

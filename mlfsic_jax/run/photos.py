@@ -2,23 +2,21 @@
 
 import glob
 import io
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mlfsic_jax.data.photo_files import is_photo, photos_below, why_unsupported
-from mlfsic_jax.data.transforms import decode_photo, resize
+from mlfsic_jax.data.transforms import PhotoBatch, decode_photo, read_batch
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.parallel import prefetch_batches
 from mlfsic_jax.system.untrusted import expand, reported
 
-_BATCH = 8  # photos that go through the backbone together: one program for any number of them
-_READERS = 4
+Result = TypeVar("Result")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 
@@ -29,30 +27,23 @@ def is_many(photos: Any) -> bool:
     return not isinstance(photos, (str, os.PathLike, Image.Image))
 
 
-def read_batches(photos: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, list[InputError | None]]]:
-    """Prefetched photos: uint8 [_BATCH, size, size, 3], the last filled up, with None or an error for each photo."""
-    read = prefetch(lambda numbered: _read(size, *numbered), enumerate(photos, 1), readers=_READERS, ahead=2 * _BATCH)
-    while batch := list(itertools.islice(read, _BATCH)):
-        pixels = np.zeros((_BATCH, size, size, 3), np.uint8)
-        for i, photo in enumerate(batch):
-            if not isinstance(photo, InputError):
-                pixels[i] = photo
-        yield pixels, [photo if isinstance(photo, InputError) else None for photo in batch]
+def map_photos(
+    compute: Callable[[PhotoBatch], Result], photos: Iterable[Any], size: int, batch: int
+) -> Iterator[Result]:
+    """Yields ``compute`` of each ``batch`` of paths, images or arrays in order; several threads run it."""
+
+    def read_and_compute(items):
+        return compute(read_batch(lambda item: _pixels(*item, size), items, size, batch))
+
+    return prefetch_batches(read_and_compute, enumerate(photos, 1), batch)
 
 
-def _read(size: int, number: int, photo: Any) -> np.ndarray | InputError:
-    try:
-        return resize(_pixels(photo, number), size)
-    except InputError as error:
-        return error
-
-
-def _pixels(photo: Any, number: int) -> np.ndarray:
-    """uint8 [H, W, 3] of a path, an image or an array."""
+def _pixels(number: int, photo: Any, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] of a path, an image or an array, to be resized to ``size``."""
     if isinstance(photo, (str, os.PathLike)):
         if why := why_unsupported(photo):
             raise InputError(f"photo {photo} {why}")
-        return decode_photo(photo, str(photo))
+        return decode_photo(photo, str(photo), size)
     name = f"number {number}"
     what = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, np.ndarray) else type(photo).__name__
     # An image that Pillow has not decoded yet fails as files do.

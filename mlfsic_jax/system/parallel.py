@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mlfsic_jax.system.command import SIGNALS, defer_signals
 
@@ -135,9 +135,25 @@ def shard(local: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
 
 
+def devices_here() -> tuple[jax.Device, ...]:
+    """The devices for programs that this process runs alone: its own, of which one stands for all cores of a CPU."""
+    return tuple(jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None])
+
+
+def replicate_here(tree: Any) -> Any:
+    """Puts a pytree, which may be ``replicate``'s, on each of ``devices_here``."""
+    local = jax.tree.map(lambda x: x if getattr(x, "is_fully_addressable", True) else np.asarray(x), tree)
+    return jax.device_put(local, _here(REPLICATED))
+
+
 def shard_here(array: np.ndarray) -> jax.Array:
-    """Shards an array along its first axis over this process's own devices, for programs that it runs alone."""
-    return jax.device_put(array, NamedSharding(mesh(tuple(jax.local_devices())), SHARDED))
+    """Shards an array along its first axis over ``devices_here``."""
+    return jax.device_put(array, _here(SHARDED))
+
+
+def _here(spec: PartitionSpec) -> jax.sharding.Sharding:
+    devices = devices_here()
+    return NamedSharding(mesh(devices), spec) if len(devices) > 1 else SingleDeviceSharding(devices[0])
 
 
 def gather(tree: Any) -> Any:
@@ -146,13 +162,31 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prefetch(
     read: Callable[[Item], Result], items: Iterable[Item], *, readers: int = 1, ahead: int = 2
 ) -> Iterator[Result]:
     """Yields ``map(read, items)`` in order, while ``readers`` threads read the next, ``ahead`` results at most."""
-    with ThreadPoolExecutor(readers) as threads:
+    threads = ThreadPoolExecutor(readers)
+    try:
         remaining = iter(items)
         pending = collections.deque(threads.submit(read, item) for item in itertools.islice(remaining, ahead))
         while pending:
             yield pending.popleft().result()
             pending.extend(threads.submit(read, item) for item in itertools.islice(remaining, 1))
+    finally:
+        threads.shutdown(cancel_futures=True)  # whoever interrupts waits for what has begun only
+
+
+def prefetch_batches(compute: Callable[[list[Item]], Result], items: Iterable[Item], batch: int) -> Iterator[Result]:
+    """``prefetch`` of ``compute`` for lists of ``batch`` items, the last of which may be shorter.
+
+    XLA computes few photos on one core: there is a thread for each, and two that read meanwhile. Some keep a GPU busy.
+    """
+    remaining, n = iter(items), cores() + 2 if jax.default_backend() == "cpu" else 16
+    batches = iter(lambda: list(itertools.islice(remaining, batch)), [])
+    return prefetch(compute, batches, readers=n, ahead=2 * n)

@@ -72,7 +72,7 @@ def test_other_inputs_get_another_cache(tmp_path, change):
 
 
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 1)
+    monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 32)
 
     def fails_late(photos):
         if photos[0, 0, 0, 0] >= 32:
@@ -112,7 +112,7 @@ def test_odd_notes_of_progress_are_not_trusted(tmp_path, capsys, content):
 
 
 def test_rows_that_rotted_are_computed_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 1)
+    monkeypatch.setattr(feature_cache, "_COMMIT_EVERY", 32)
     path = build(tmp_path)[0].path / "values.npy"
     content = bytearray(path.read_bytes())
     content[-(N - 40) * 3 * 2] ^= 1  # one bit of image 40, in the second of three batches

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mlfsic_jax.run.classifier import fit, predict_each
-from mlfsic_jax.run.photos import find_photos, read_batches
+from mlfsic_jax.run.photos import find_photos, map_photos
 from mlfsic_jax.system.errors import InputError
 from tests.made_up import save_photo
 
@@ -74,5 +74,5 @@ def test_photos_are_found_by_folders_files_and_patterns(tmp_path):
 def test_a_photo_of_a_kind_that_cannot_be_read_says_the_way_out(tmp_path):
     save_photo(tmp_path / "a.png")
     Image.open(tmp_path / "a.png").save(tmp_path / "b.dng", "TIFF")  # whose thumbnail Pillow would take for the photo
-    ((_, errors),) = read_batches([tmp_path / "a.png", str(tmp_path / "b.dng")], 8)
+    (errors,) = map_photos(lambda batch: batch.errors, [tmp_path / "a.png", str(tmp_path / "b.dng")], 8, 2)
     assert errors[0] is None and str(errors[1]) == f"photo {tmp_path}/b.dng cannot be read here (DNG): convert to JPEG"
