@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -131,4 +132,5 @@ def test_memory_stays_flat_over_many_episodes(undisturbed, tmp_path, capsys):
     # By the fifth epoch everything is compiled and the allocator has its arenas.
     with capsys.disabled():
         print(f"\n{20 * per_epoch} episodes; MB after each epoch: {[round(m) for m in memory]}")
-    assert max(memory[-5:]) < max(memory[5:10]) + 40
+    # Medians: a checkpoint that is written while memory is looked at adds 50 MB for a moment.
+    assert statistics.median(memory[-5:]) < statistics.median(memory[5:10]) + 40

@@ -1,8 +1,9 @@
 """Classification by name: a prior for any labels from the classifier that a backbone was trained with, then ridge.
 
 A label is a mixture of the classifier's classes, by how near their texts are; so it has a direction among the features
-and one among the logits. A few photos correct it, or overrule it. Notation: H the unit rows of W - mean row, W [K, n]
-the classifier's weights; x and l of ``embed``; D and A of ``directions``; y the support's labels.
+and one among the logits. With CLIP it has the direction of its own text. A few photos correct it, or overrule it.
+Notation: H the unit rows of W - mean row, W [K, n] the classifier's weights; x and l of ``embed``; D and A of
+``directions``; y the support's labels.
 """
 
 from typing import NamedTuple
@@ -10,10 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlfsic_jax.core import clip
 from mlfsic_jax.core.functional import unit
 from mlfsic_jax.core.word_ridge import solve
 
 LOGITS = 1.25  # weight of l.A beside x.D
+# CLIP's cosines of photos with texts that fit and with others differ by some 0.07, p of a classifier by 0.5.
+_COSINES = 7.0
 # On validation labels of VOC and COCO sigmoid(12.3 p - 3.4) fits a label alone, sigmoid(17.2 p - 2.56) six together.
 _SINGLE = (12.3 / 17.2, (2.56 - 3.4) / 17.2)
 
@@ -35,6 +39,16 @@ def embed(weight, bias, mean, mean_logits, features):
     """
     logits = (features @ weight.T + bias).max(axis=1)
     return unit(features.mean(axis=1) - mean), unit(logits - mean_logits)
+
+
+def embed_clip(pooling, mean, mean_pooled, features):
+    """x of ``embed``, and as l the image in the space of CLIP's texts less the mean there, [I, e]; see ``clip.pool``."""
+    return unit(features.mean(axis=1) - mean), clip.pool(pooling, features) - mean_pooled
+
+
+def directions_clip(texts, n):
+    """D [C, n] and A [C, e] with which p is a multiple of CLIP's cosines; ``texts`` are float [C, e] of length 1."""
+    return jnp.zeros((len(texts), n), texts.dtype), _COSINES / LOGITS * texts
 
 
 def directions(weight, mixtures):
@@ -60,6 +74,12 @@ def prior(directions, x, logits):
     return p - p.mean(axis=1, keepdims=True) if p.shape[1] > 1 else _SINGLE[0] * p + _SINGLE[1]
 
 
+def parts_of(mean, features):
+    """x as a sum over regions: [I, L, n]."""
+    parts = (features - mean) / features.shape[1]
+    return parts / jnp.maximum(jnp.linalg.norm(parts.sum(axis=1, keepdims=True), axis=-1, keepdims=True), 1e-12)
+
+
 def by_region(weight, bias, mean, mean_logits, directions, features):
     """x and the prior, before its mean over labels is taken off, as sums over regions: [I, L, n] and [I, L, C].
 
@@ -67,8 +87,7 @@ def by_region(weight, bias, mean, mean_logits, directions, features):
     ``embed`` and ``prior``.
     """
     d, a = directions
-    parts = (features - mean) / features.shape[1]
-    parts /= jnp.maximum(jnp.linalg.norm(parts.sum(axis=1, keepdims=True), axis=-1, keepdims=True), 1e-12)
+    parts = parts_of(mean, features)
     logits = features @ weight.T + bias
     highest = logits.max(axis=1, keepdims=True)
     first = jnp.arange(logits.shape[1])[:, None] == logits.argmax(axis=1)[:, None]
@@ -87,7 +106,7 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
       directions: D and A.
       x: float [S, n], of the support.
       logits: float [S, K], its l.
-      labels: 0/1 [S, C].
+      labels: [S, C] as of ``word_ridge.solve``: NaN where they are unknown.
       regulariser: lambda.
       gated: whether beta is chosen.
     """
@@ -96,7 +115,7 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
         return Fit(directions, jnp.ones((), x.dtype), x, y, y)
     betas = jnp.array([1.0, 0.0] if gated else [1.0], x.dtype)
     dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, y, regulariser))(betas)
-    best = jnp.argmin(jnp.sum((left_out - y) ** 2, axis=(1, 2)))
+    best = jnp.argmin(jnp.nansum((left_out - y) ** 2, axis=(1, 2)))
     return Fit(directions, betas[best], x, dual[best], left_out[best])
 
 

@@ -184,9 +184,10 @@ def _shares(x):
 def left_out_centre(left_out, labels):
     """m_c, float [C]: the mean left-out score, of ``Adapted``, of the support images without label c.
 
-    Where these are few it is shrunk towards the mean over all labels. ``left_out`` and ``labels``, 0/1, are [S, C].
+    Where these are few it is shrunk towards the mean over all labels. ``left_out`` and ``labels``, as of ``solve``, are
+    [S, C].
     """
-    without = 1 - labels.astype(left_out.dtype)
+    without = (labels == 0).astype(left_out.dtype)
     overall = jnp.sum(without * left_out) / jnp.maximum(without.sum(), 1)
     return (jnp.sum(without * left_out, axis=0) + _SHRINKAGE * overall) / (without.sum(axis=0) + _SHRINKAGE)
 
@@ -200,26 +201,34 @@ def standardised(scores, left_out, labels):
 
     ``scores`` are float [Q, C], as is the result; ``left_out``, of ``Adapted``, and the support's labels, 0/1, [S, C].
     """
-    without, centre = 1 - labels.astype(left_out.dtype), left_out_centre(left_out, labels)
+    without, centre = (labels == 0).astype(left_out.dtype), left_out_centre(left_out, labels)
     spread = jnp.sqrt(jnp.sum(without * (left_out - centre) ** 2) / jnp.maximum(without.sum(), 1))
     return (scores - centre) / jnp.maximum(spread, 1e-6)
 
 
 def solve(kernel, prior, labels, regulariser):
-    """Ridge regression in the dual: kernel K [S, S], prior p(S) [S, C], labels 0/1 [S, C], lambda -> dual, left out.
+    """Ridge regression in the dual: kernel K [S, S], prior p(S) [S, C], labels [S, C], lambda -> dual, left out.
+
+    Labels are 0 or 1; where they are float they may be NaN, unknown: the image is then left out of that label's fit.
 
     The dual, float [S, C], is (K + lambda I)^-1 (T - mean T) with T = y - p(S); a query scores p(q) + k(q, S) dual. The
     left-out scores, float [S, C], are those of images that the fit has not seen, in closed form: a ridge fit to targets
     t predicts t_i - [G^-1 t]_i / [G^-1]_ii at such an image i, G = K + lambda I. The prediction is linear in t, and so
     is centring by the mean of the others.
     """
-    s = len(kernel)
-    inverse = jnp.linalg.inv(kernel + regulariser * jnp.eye(s, dtype=kernel.dtype))
-    targets = labels.astype(kernel.dtype) - prior  # T
+    partial = jnp.issubdtype(labels.dtype, jnp.floating)
+    known = (~jnp.isnan(labels) if partial else jnp.ones(len(labels), bool)).astype(kernel.dtype)
+    targets = jnp.where(known > 0, labels, 0).astype(kernel.dtype) if partial else labels.astype(kernel.dtype)
 
-    def unseen(t):
-        return t - (inverse @ t) / jnp.diag(inverse)[:, None]
+    def one(p, y, m):  # of a label, [S]; m is 1 where it is known
+        inverse = jnp.linalg.inv(kernel * m * m[:, None] + regulariser * jnp.eye(len(m), dtype=kernel.dtype))
+        t, n = m * (y - p), m.sum()
 
-    mean_of_others = (targets.sum(axis=0) - targets) / max(s - 1, 1)
-    left_out = prior + unseen(targets) - mean_of_others * unseen(jnp.ones((s, 1), kernel.dtype))
-    return inverse @ (targets - targets.mean(axis=0)), left_out
+        def unseen(t):
+            return t - inverse @ t / jnp.diag(inverse)
+
+        mean_of_others = (t.sum() - t) / jnp.maximum(n - 1, 1)
+        left_out = p + unseen(t) - mean_of_others * unseen(m)
+        return inverse @ (t - m * t.sum() / jnp.maximum(n, 1)), left_out
+
+    return jax.vmap(one, in_axes=(1, 1, 1 if partial else None), out_axes=1)(prior, targets, known)

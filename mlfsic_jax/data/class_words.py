@@ -65,21 +65,30 @@ def mixtures(label_vectors: np.ndarray, leave: np.ndarray | None = None, classes
       leave: bool [K], classes that get nothing.
       classes: float [s, K, e], of length 1; by default those of all-MiniLM-L6-v2, two kinds of text.
     """
-    classes = class_vectors() if classes is None else classes
+    classes, published = (class_vectors() if classes is None else classes), classes is None
     if label_vectors.shape[1] != classes.shape[2]:
         width = f"vectors of {label_vectors.shape[1]} numbers, but those of the classes have {classes.shape[2]}"
         raise InputError(f"the labels have {width}: use the same text encoder for both")
-    keep = np.flatnonzero(np.ones(classes.shape[1], bool) if leave is None else ~leave)
+    keep = np.ones(classes.shape[1], bool) if leave is None else ~leave
     found = np.zeros((len(label_vectors), *classes.shape[:2]))
-
-    def kernel(a, b):
-        return np.exp(_SHARPNESS * (a @ b.T - 1))
-
-    for source, vectors in enumerate(classes[:, keep].astype(np.float64)):
-        gram = kernel(vectors, vectors) + _REGULARISER * np.eye(len(keep))
-        to_labels = kernel(vectors, label_vectors.astype(np.float64))
-        found[:, source, keep] = scipy.linalg.solve(gram, to_labels, assume_a="pos").T
+    for source, vectors in enumerate(classes):
+        factor = _published_factor(source, keep.tobytes()) if published else _factor(vectors[keep])
+        to_labels = _kernel(vectors[keep], label_vectors)
+        found[:, source, keep] = scipy.linalg.cho_solve(factor, to_labels).T
     return found.astype(np.float32)
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.exp(_SHARPNESS * (a.astype(np.float64) @ b.astype(np.float64).T - 1))
+
+
+def _factor(vectors: np.ndarray):
+    return scipy.linalg.cho_factor(_kernel(vectors, vectors) + _REGULARISER * np.eye(len(vectors)))
+
+
+@functools.lru_cache(maxsize=2 * N_SOURCES)
+def _published_factor(source: int, keep: bytes):
+    return _factor(class_vectors()[source][np.frombuffer(keep, bool)])
 
 
 @functools.cache

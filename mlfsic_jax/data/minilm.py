@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +54,9 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
-    params, n_layers = _read_params(folder / "model.safetensors")
-    (vocabulary, hidden), limit = params[_WORDS].shape, min(_MAX_TOKENS, len(params[_POSITIONS]))
-    n_heads = _read_heads(folder / "config.json", n_layers, hidden)
-    tokens = _tokenize(texts, folder / "tokenizer.json", vocabulary, limit)
-    params, vectors = jax.device_put(params), np.empty((len(texts), hidden), np.float32)
+    states = (path.stat() if (path := folder / name).is_file() else None for name in (*FILES, "config.json"))
+    params, n_layers, n_heads, tokenizer, limit = _open(folder, *(s and (s.st_size, s.st_mtime_ns) for s in states))
+    tokens, vectors = _tokenize(texts, tokenizer), np.empty((len(texts), params[_WORDS].shape[1]), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -72,6 +71,16 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
 def _get(folder: pathlib.Path) -> str:
     to = f" --data_dir={folder.parent}" if folder.name == "minilm" and str(folder.parent) != "data" else ""
     return f"get it with python -m mlfsic_jax.fetch minilm{to}, or name another folder with all-MiniLM-L6-v2"
+
+
+@functools.lru_cache(maxsize=1)  # labels are named one after the other
+def _open(folder: pathlib.Path, *_) -> tuple[dict[str, jax.Array], int, int, Any, int]:
+    """Tensors, numbers of layers and heads, tokenizer, and the most tokens of a text; read again once files change."""
+    params, n_layers = _read_params(folder / "model.safetensors")
+    (vocabulary, hidden), limit = params[_WORDS].shape, min(_MAX_TOKENS, len(params[_POSITIONS]))
+    n_heads = _read_heads(folder / "config.json", n_layers, hidden)
+    tokenizer = _read_tokenizer(folder / "tokenizer.json", vocabulary, limit)
+    return jax.device_put(params), n_layers, n_heads, tokenizer, limit
 
 
 def _read_params(path: pathlib.Path) -> tuple[Params, int]:
@@ -119,8 +128,8 @@ def _read_heads(path: pathlib.Path, n_layers: int, hidden: int) -> int:
     return n_heads
 
 
-def _tokenize(texts: Sequence[str], path: pathlib.Path, vocabulary: int, limit: int) -> list[list[int]]:
-    """The tokens of each text, with [CLS] and [SEP], at most ``limit``."""
+def _read_tokenizer(path: pathlib.Path, vocabulary: int, limit: int):
+    """A ``tokenizers.Tokenizer`` that adds [CLS] and [SEP] and gives at most ``limit`` tokens."""
     from tokenizers import Tokenizer, processors
 
     get = _get(path.parent)
@@ -133,6 +142,10 @@ def _tokenize(texts: Sequence[str], path: pathlib.Path, vocabulary: int, limit: 
         largest = max(tokenizer.get_vocab().values())
     if limit < 3 or largest >= vocabulary:
         raise InputError(f"{path} does not fit model.safetensors: {get}")
+    return tokenizer
+
+
+def _tokenize(texts: Sequence[str], tokenizer) -> list[list[int]]:
     tokens = []
     for text in texts:
         with reported(f"the text {shown(text)} cannot be encoded", "give another"):

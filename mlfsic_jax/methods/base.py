@@ -34,6 +34,8 @@ class Method:
       words_from: where ``fit`` gets them: "" for those of the config, else see ``View.named_vectors``.
       needs_photos: every label needs a support image.
       needs_contrast: every label needs a support image without it.
+      takes_unknown: labels of ``fit`` may be NaN, unknown, so that support sets can be filled up to sizes that share
+        programs.
       calibrated: ``score`` gives standardised scores, and sigmoid(slope * score + intercept), fitted on validation
         labels, the probabilities; otherwise scores are used as probabilities.
       tuned: the leaf of ``trained`` that is chosen among ``candidates`` on validation labels; "" for none.
@@ -51,6 +53,7 @@ class Method:
     words_from: ClassVar[str] = ""
     needs_photos: ClassVar[bool] = True
     needs_contrast: ClassVar[bool] = False
+    takes_unknown: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
     tuned: ClassVar[str] = ""
     on_request: ClassVar[bool] = False

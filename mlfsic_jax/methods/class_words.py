@@ -10,23 +10,25 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from mlfsic_jax.core import class_words, word_ridge
+from mlfsic_jax.core import class_words, clip, word_ridge
 from mlfsic_jax.core.options import positive, require
 from mlfsic_jax.methods._training import map_regions
 from mlfsic_jax.methods.base import FIXED, Method
 
 _LEAVES = ("weight", "bias", "mean", "mean_logits")
+_CLIP_LEAVES = ("pooling", "mean", "mean_logits")  # of the image in CLIP's space in place of logits
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassWordRidge(Method):
-    """Ridge regression on what a prior from the backbone's own classifier leaves, see ``core.class_words``."""
+    """Ridge regression on what a prior from the backbone's classifier, or CLIP's texts, leaves: ``core.class_words``."""
 
     sections: ClassVar[tuple[str, ...]] = ("class_words",)
     stores: ClassVar[tuple[str, ...]] = ("classes",)
     base: ClassVar[str] = "images"
     needs_words: ClassVar[bool] = True
     needs_photos: ClassVar[bool] = False
+    takes_unknown: ClassVar[bool] = True
     words_from: ClassVar[str] = "classes"
     calibrated: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
@@ -45,28 +47,39 @@ class ClassWordRidge(Method):
         return dataclasses.replace(self, explains=True)
 
     def train(self, key, base):
-        weight, bias = base.head()
+        head = base.head()
         rows = np.unique(np.linspace(0, len(base.labels) - 1, 512).astype(int))
         means = map_regions(base, rows, lambda regions: regions.mean(axis=1)).mean(axis=0)
+        if isinstance(head, dict):
+            pooled = map_regions(base, rows, lambda regions: clip.pool(head, regions)).mean(axis=0)
+            return {"pooling": head, "mean": means, "mean_logits": pooled}
+        weight, bias = head
         logits = map_regions(base, rows, lambda regions: (regions @ weight.T + bias).max(axis=1)).mean(axis=0)
         return {"weight": weight, "bias": bias, "mean": means, "mean_logits": logits}
 
     def embed(self, trained, features):
-        x, logits = class_words.embed(*(trained[name] for name in _LEAVES), features)
+        if "pooling" in trained:
+            x, logits = class_words.embed_clip(*(trained[name] for name in _CLIP_LEAVES), features)
+        else:
+            x, logits = class_words.embed(*(trained[name] for name in _LEAVES), features)
         return {"x": x, "l": logits} | ({"regions": features} if self.explains else {})
 
     def embed_key(self, trained):
-        return ClassWordRidge.embed, self.explains, id(trained["weight"])
+        return ClassWordRidge.embed, self.explains, id(trained["mean"])
 
     def fit(self, trained, images, labels, words):
-        mixtures = self.mixtures(words).reshape(len(words), -1, len(trained["bias"]))
-        directions = class_words.directions(trained["weight"], mixtures)
+        mixtures = self.mixtures(words)
+        if "pooling" in trained:
+            directions = class_words.directions_clip(mixtures, len(trained["mean"]))
+        else:
+            mixtures = mixtures.reshape(len(words), -1, len(trained["bias"]))
+            directions = class_words.directions(trained["weight"], mixtures)
         options = {"regulariser": self.regulariser, "gated": self.gated}
         state = {"fit": class_words.fit(directions, images["x"], images["l"], labels, **options), "labels": labels}
         return state | ({"regions": images["regions"]} if self.explains else {})
 
     def mixtures(self, words):
-        """The labels as mixtures of classes, [C, s * K]."""
+        """The labels as mixtures of classes, [C, s * K], or as CLIP's texts, [C, e]."""
         return words
 
     def score(self, trained, state, images):
@@ -81,16 +94,18 @@ class ClassWordRidge(Method):
     def explain(self, trained, state, images):
         if not self.explains:
             return None
-        fitted, leaves = state["fit"], [trained[name] for name in _LEAVES]
-        here, by_region = class_words.by_region(*leaves, fitted.directions, images["regions"])
-        there, _ = class_words.by_region(*leaves, fitted.directions, state["regions"])
-        return {
+        fitted = state["fit"]
+        here, there = (class_words.parts_of(trained["mean"], part["regions"]) for part in (images, state))
+        found = {
             "prior": fitted.beta * class_words.prior(fitted.directions, images["x"], images["l"]),
-            "prior_pairs": fitted.beta * by_region,
             "pairs": jnp.einsum("qld,smd->qslm", here, there),
             "dual": fitted.dual,
-            "classes": fitted.directions[1],
         }
+        if "pooling" in trained:  # attention is no sum over regions
+            return found
+        leaves = (trained[name] for name in _LEAVES)
+        _, by_region = class_words.by_region(*leaves, fitted.directions, images["regions"])
+        return found | {"prior_pairs": fitted.beta * by_region, "classes": fitted.directions[1]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,28 @@ def fit(
         )
     words = _words(predictor, trained, value, names, vectors, wordings)
     images = _embed_photos(predictor, trained, chosen, photos)
-    state = _fit(value, trained_of(trained, chosen), images, jnp.asarray(matrix), words)
+    return fit_embedded(Fitting(predictor, trained, chosen, names, words), images, matrix, note)
+
+
+class Fitting(NamedTuple):
+    """What a support set is given to."""
+
+    predictor: Predictor
+    trained: Trained
+    method: str
+    label_names: tuple[str, ...]
+    words: np.ndarray | None
+
+
+def fit_embedded(fitting: Fitting, images: Mapping[str, np.ndarray], labels: np.ndarray, note: str) -> Classifier:
+    """``fit`` for photos that went through ``Method.embed``; labels are bool [S, C], or float and NaN where unknown."""
+    predictor, trained, chosen, names, words = fitting
+    value = trained.methods[chosen]
+    if value.takes_unknown:
+        fill = _filled(len(labels)) - len(labels)
+        images = {name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)) for name, x in images.items()}
+        labels = np.pad(labels.astype(np.float32), [(0, fill), (0, 0)], constant_values=np.nan)
+    state = _fit(value, trained_of(trained, chosen), images, jnp.asarray(labels), words)
     if value.statistics(state).get("beta", 1) == 0:
         note += "; the photos are told apart better without the names, which are not used"
     kept = state.get("keep") if isinstance(state, dict) else None
@@ -191,6 +212,11 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
         if name not in names:
             raise InputError(f"label {name!r} of a support photo is not among the labels {', '.join(names)}")
     return names, np.array([[name in photo for name in names] for photo in each], bool).reshape(len(each), len(names))
+
+
+def _filled(n: int) -> int:
+    """How many photos ``n`` are filled up to, for methods that take unknown labels."""
+    return max(8, 1 << (n - 1).bit_length()) if n <= 64 else -(-n // 64) * 64
 
 
 def _best(trained: Trained) -> str:

@@ -127,6 +127,27 @@ def test_scores_and_left_out_scores(case, method, kernel, beta):
     assert beta == 0 or np.abs(full - by_hand(case, beta=0, kernel=kernel, regulariser=regulariser)[0]).max() > 0.01
 
 
+def test_unknown_labels_leave_an_image_out_of_that_labels_fit():
+    rng = np.random.default_rng(5)
+    x, p, y = rng.normal(size=(S, N)), rng.normal(size=(S, C)), rng.integers(0, 2, (S, C)).astype(float)
+    y[[0, 3, 6], [0, 0, 2]] = np.nan
+    y[5] = np.nan  # of an image that only fills the set up
+    arrays = (a.astype(np.float32) for a in (x @ x.T, p, y))
+    dual, left_out = map(np.asarray, word_ridge.solve(*arrays, 2.0))
+    for c in range(C):
+        known = np.flatnonzero(~np.isnan(y[:, c]))
+        peer = Ridge(alpha=2.0, fit_intercept=False)
+        t = y[known, c] - p[known, c]
+        close(x.T @ dual[:, c], peer.fit(x[known], t - t.mean()).coef_)
+        assert not dual[np.isnan(y[:, c]), c].any()
+        for i, image in enumerate(known):
+            others, rest = np.delete(known, i), np.delete(t, i)
+            close(left_out[image, c], p[image, c] + x[image] @ peer.fit(x[others], rest - rest.mean()).coef_)
+    few = y[:, :1].astype(np.float32)  # only one image is known, with the label: there is no negative to be centred on
+    few[1:] = np.nan
+    assert np.isfinite(word_ridge.left_out_centre(left_out[:, :1], few)).all()
+
+
 def test_without_prior_it_is_the_ridge_row(case):
     base, episode, labels, _ = case
     fitted = fitted_of(base)
