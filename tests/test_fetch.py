@@ -81,7 +81,7 @@ def test_the_list_names_everything_and_fetches_nothing(tmp_path, monkeypatch, ca
     out = capsys.readouterr().out
     with_files = {name for name, spec in backbones.BACKBONES.items() if spec.files}
     rows = {line.split(":")[0]: line for line in out.splitlines() if not line.startswith(" ")}
-    assert set(rows) == {"voc", "coco", "glove", "minilm"} | with_files
+    assert set(rows) == {"voc", "coco", "glove", "minilm", "clip_tokenizer"} | with_files
     assert rows["voc"] == "voc: 2.9 GB to download, 2.9 GB unpacked; photos from Flickr under their owners' terms"
     assert rows["mobilenet_v2"].startswith("mobilenet_v2: 14 MB to download; torchvision, BSD-3-Clause")
     assert "\n  https://nlp.stanford.edu/data/glove.6B.zip\n" in out

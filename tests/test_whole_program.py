@@ -52,6 +52,10 @@ SHALLOW = {
     "vit_b_32": (64, functools.partial(backbones.VisionTransformer, patch=32, image_size=64, **_VIT)),
     "clip_resnet50": (32, functools.partial(backbones.ClipResNet, stage_sizes=(1, 1, 1), width=2)),
     "clip_vit_b_32": (64, functools.partial(backbones.ClipVisionTransformer, patch=32, image_size=64, **_VIT)),
+    "clip_vit_b_32_tokens": (
+        32,
+        functools.partial(backbones.ClipVisionTransformer, patch=32, image_size=32, all_tokens=True, **_VIT),
+    ),
     "resnet50_vit_b_16": (32, lambda: backbones.Pooled((_resnet50(), _vit_b_16()))),
 }
 FOLDER = {
@@ -70,7 +74,7 @@ RUNS = [
     ("folder", "", FOLDER["instances"], "efficientnet_lite0", "minilm"),
     ("folder", "", FOLDER["folders"], "resnet50_vit_b_16", "bert_biencoder"),
     ("folder", "", FOLDER["folders"], "inception_v3", "bert_concn"),
-    ("folder", "", FOLDER["folders"], "conv4", "mirrorwic"),
+    ("folder", "", FOLDER["folders"], "clip_vit_b_32_tokens", "mirrorwic"),
     ("folder", "", FOLDER["labels"], "conv4", "glove200"),
 ]
 

@@ -50,6 +50,7 @@ class Spec:
     image_size: int = 224  # side in pixels of the images that it was published for
     files: tuple[WeightsFile, ...] = ()  # published weights, one file per part; empty if it is trained from scratch
     head: str | None = None  # key of the ImageNet classifier in that file, less ".weight"; None without one
+    pooling: str | None = None  # start of the keys there of what leads to CLIP's texts, see ``weights.load_pooling``
 
     @property
     def pretrained(self) -> str | None:
@@ -89,6 +90,11 @@ def _lite(width: float, depth: float, image_size: int, name: str, megabytes: int
     return Spec(create, mean, std, image_size=image_size, **_timm((name, megabytes)))
 
 
+def _clip_tokens(axis_name: str | None) -> ClipVisionTransformer:
+    """With the class token, which alone leads to CLIP's texts and cannot be had from the patch tokens."""
+    return ClipVisionTransformer(all_tokens=True)
+
+
 def _resnet50_vit_b_16(axis_name: str | None) -> Pooled:
     """One location for every image: for classifiers on global features only."""
     return Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16)))
@@ -103,8 +109,9 @@ BACKBONES: dict[str, Spec] = {
     "inception_v3": Spec(InceptionV3, **_HALF, image_size=299, **_torchvision("fc", _INCEPTION)),
     "vit_b_16": Spec(lambda axis_name: VisionTransformer(patch=16), **_IMAGENET, **_torchvision("heads.head", _VIT_16)),
     "vit_b_32": Spec(lambda axis_name: VisionTransformer(patch=32), **_IMAGENET, **_torchvision("heads.head", _VIT_32)),
-    "clip_resnet50": Spec(ClipResNet, **_CLIP, **_openai(*_CLIP_RN50)),
+    "clip_resnet50": Spec(ClipResNet, **_CLIP, **_openai(*_CLIP_RN50), pooling="visual.attnpool."),
     "clip_vit_b_32": Spec(lambda axis_name: ClipVisionTransformer(), **_CLIP, **_openai(*_CLIP_VIT_B_32)),
+    "clip_vit_b_32_tokens": Spec(_clip_tokens, **_CLIP, **_openai(*_CLIP_VIT_B_32), pooling="visual."),
     "resnet50_vit_b_16": Spec(_resnet50_vit_b_16, **_IMAGENET, **_torchvision(None, _RESNET50, _VIT_16)),
     "efficientnet_lite0": _lite(1.0, 1.0, 224, "tf_efficientnet_lite0-0aa007d2", 19),
     "efficientnet_lite1": _lite(1.0, 1.1, 240, "tf_efficientnet_lite1-bde8b488", 22),

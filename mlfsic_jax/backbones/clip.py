@@ -1,11 +1,13 @@
-"""The image encoders of CLIP (Radford et al. 2021): a ResNet-50 and a ViT-B/32, without what pools or projects.
+"""CLIP (Radford et al. 2021): the image encoders ResNet-50 and ViT-B/32, and the text encoder that belongs to each.
 
-Weights are named as in OpenAI's code, where the image encoder lies under ``visual``.
+The image encoders come without what pools and projects, see ``core.clip``. Weights are named as in OpenAI's code, where
+the image encoder lies under ``visual``.
 """
 
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlfsic_jax.backbones._layers import batch_norm, conv
@@ -13,11 +15,10 @@ from mlfsic_jax.backbones.resnet import ResNet, average
 from mlfsic_jax.backbones.vit import Block, VisionTransformer, layer_norm, prepend
 
 _EPSILON = 1e-5  # of all its layer norms
-# The text encoder, and three numbers that the published archives hold as tensors.
-_TEXT = (
-    *("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale"),
-    *("input_resolution", "context_length", "vocab_size"),
-)
+_HEAD = 64  # channels of one head of the text encoder
+_BLOCK = ("attn", "mlp_c__fc", "mlp_c__proj")  # names of its layers
+_NEITHER = ("logit_scale", "input_resolution", "context_length", "vocab_size")  # the last three are numbers
+_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", *_NEITHER)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -60,7 +61,32 @@ class ClipVisionTransformer(VisionTransformer):
         normal = nn.initializers.normal(self.width**-0.5)
         x = prepend(self.param("class_embedding", normal, (self.width,)), x)
         x = layer_norm("ln__pre", _EPSILON)(x + self.param("positional_embedding", normal, x.shape[1:]))
-        names = ("attn", "mlp_c__fc", "mlp_c__proj")
         for layer in range(self.n_layers):
-            x = Block(self.n_heads, names, quick_gelu, _EPSILON, name=f"transformer_resblocks_{layer}")(x)
+            x = Block(self.n_heads, _BLOCK, quick_gelu, _EPSILON, name=f"transformer_resblocks_{layer}")(x)
         return layer_norm("ln__post", _EPSILON)(x)
+
+
+class ClipText(nn.Module):
+    """CLIP's text encoder: the last layer at a text's end, projected to the space that it shares with images."""
+
+    n_layers: int
+    vocabulary: int
+    context: int  # the most tokens of a text
+    width: int  # of a token, a multiple of 64
+    dimension: int  # of the shared space
+
+    example: ClassVar[jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    head_prefixes: ClassVar[tuple[str, ...]] = ("visual.", *_NEITHER)
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Token ids int32 [B, T <= context], of which the end's is the highest -> float32 [B, dimension], length 1."""
+        normal = nn.initializers.normal(0.01)
+        x = nn.Embed(self.vocabulary, self.width, name="token__embedding")(ids)
+        x += self.param("positional_embedding", normal, (self.context, self.width))[: ids.shape[1]]
+        for layer in range(self.n_layers):
+            name = f"transformer_resblocks_{layer}"
+            x = Block(max(1, self.width // _HEAD), _BLOCK, quick_gelu, _EPSILON, causal=True, name=name)(x)
+        x = layer_norm("ln__final", _EPSILON)(x[jnp.arange(len(x)), ids.argmax(axis=1)])
+        x = x @ self.param("text_projection", normal, (self.width, self.dimension))
+        return x / jnp.linalg.norm(x, axis=1, keepdims=True)

@@ -17,6 +17,7 @@ class Attention(nn.Module):
     """Multi-head self-attention whose queries, keys and values come from one matrix, packed as in PyTorch."""
 
     n_heads: int  # divides the channels
+    causal: bool = False  # a token sees no later one
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -25,7 +26,7 @@ class Attention(nn.Module):
         weight = self.param("in_proj_weight", nn.initializers.xavier_uniform(), (3 * d, d))
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * d,))
         packed = (x @ weight.T + bias).reshape(b, t, 3, self.n_heads, d // self.n_heads)
-        mixed = jax.nn.dot_product_attention(packed[:, :, 0], packed[:, :, 1], packed[:, :, 2])
+        mixed = jax.nn.dot_product_attention(packed[:, :, 0], packed[:, :, 1], packed[:, :, 2], is_causal=self.causal)
         return nn.Dense(d, name="out__proj")(mixed.reshape(b, t, d))
 
 
@@ -36,12 +37,13 @@ class Block(nn.Module):
     names: tuple[str, str, str]  # of the attention and of the two layers of the perceptron
     activation: Callable[[jax.Array], jax.Array]  # between those two
     epsilon: float  # of the layer norms
+    causal: bool = False  # as in ``Attention``
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32 [B, T, d] -> float32 [B, T, d]."""
         d, (attention, wide, narrow) = x.shape[-1], self.names
-        x = x + Attention(self.n_heads, name=attention)(layer_norm("ln__1", self.epsilon)(x))
+        x = x + Attention(self.n_heads, self.causal, name=attention)(layer_norm("ln__1", self.epsilon)(x))
         hidden = self.activation(nn.Dense(4 * d, name=wide)(layer_norm("ln__2", self.epsilon)(x)))
         return x + nn.Dense(d, name=narrow)(hidden)
 
@@ -86,6 +88,7 @@ class VisionTransformer(nn.Module):
     n_layers: int = 12
     n_heads: int = 12
     width: int = 768
+    all_tokens: bool = False  # give them as one row, the class token first: [B, 1, 1 + (S / patch)^2, width]
 
     patch_conv: ClassVar[dict[str, Any]] = {"name": "conv__proj"}  # of the convolution that embeds the patches
     head_prefixes: ClassVar[tuple[str, ...]] = ("heads.",)
@@ -102,7 +105,8 @@ class VisionTransformer(nn.Module):
                 f"got {height}x{width}: set config.data.image_size = {s}"
             )
         x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding="VALID", **self.patch_conv)(images)
-        return self.encode(x)[:, 1:].reshape(x.shape)
+        tokens = self.encode(x)
+        return tokens[:, None] if self.all_tokens else tokens[:, 1:].reshape(x.shape)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Embedded patches [B, h, w, d] -> tokens [B, 1 + h * w, d], the class token first."""

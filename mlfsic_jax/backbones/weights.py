@@ -1,14 +1,15 @@
 """Published weights under the key names of their source: .safetensors, .npz and PyTorch's files in, .safetensors out.
 
 One rule gives a parameter's key: its path in the Linen tree joined by dots, where "_" in a module's name becomes a dot
-and "__" an underscore. The last name changes from kernel or scale to weight, from mean to running_mean, from var to
-running_var. Thus ``layer1_0/conv2/kernel`` is ``layer1.0.conv2.weight`` and ``ln__1/scale`` is ``ln_1.weight``.
+and "__" an underscore. The last name changes from kernel, scale or embedding to weight, from mean to running_mean, from
+var to running_var. Thus ``layer1_0/conv2/kernel`` is ``layer1.0.conv2.weight`` and ``ln__1/scale`` is ``ln_1.weight``.
 Convolution kernels go from PyTorch's [out, in, h, w] to [h, w, in, out], dense kernels from [out, in] to [in, out].
 
 A backbone may have these attributes:
   key_prefix: the start of all its keys, such as "visual.".
   head_prefixes: starts of keys that it ignores. Any other unknown key is an error.
   former_names: part of a key in older files -> its present spelling.
+  example: shape and dtype of what it takes, if that is no image.
 """
 
 import hashlib
@@ -28,14 +29,22 @@ from safetensors.numpy import load_file, save
 
 from mlfsic_jax.backbones import BACKBONES, create_backbone, how_to_get
 from mlfsic_jax.backbones._torch_file import read_pth
+from mlfsic_jax.backbones.clip import ClipText
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic, sha256
 from mlfsic_jax.system.untrusted import expand, read_npz, reason, reported, shown
 
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_LEAF_NAMES = {"mean": "running_mean", "var": "running_var"} | dict.fromkeys(("kernel", "scale", "embedding"), "weight")
 # What DataParallel, torch.compile, Lightning and others put before all keys.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 _MOST_LISTED = 8  # keys of one kind in an error message
+_ANY = "e"  # a size that is not known before
+# ``Spec.pooling`` -> what follows it in keys -> axes: e the space of images and texts, n channels, 1 + L positions.
+_POOLINGS = {
+    "visual.": {"proj": "ne"},
+    "visual.attnpool.": {"positional_embedding": "Ln", "c_proj.weight": "en", "c_proj.bias": "e"}
+    | {f"{name}_proj.{leaf}": axes for name in "qkv" for leaf, axes in {"weight": "nn", "bias": "n"}.items()},
+}
 
 
 def load_weights(
@@ -70,26 +79,71 @@ def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.n
     Returns weight float32 [1000, n] and bias float32 [1000]: ``weight @ features + bias`` are the logits of ILSVRC's
     classes in their order. ``InputError`` for a backbone without such a classifier, and a file without it or damaged.
     """
-    module, spec = create_backbone(name), BACKBONES[name]
+    _, spec = create_backbone(name), BACKBONES[name]
     if spec.head is None:
-        known = ", ".join(other for other, row in BACKBONES.items() if row.head)
+        known = ", ".join(other for other, row in BACKBONES.items() if row.head or row.pooling)
         raise InputError(f"the weights of {name} hold no ImageNet classifier: choose one of {known}")
+    axes = {f"{spec.head}.weight": "Kn", f"{spec.head}.bias": "K"}
+    weight, bias = _beside_backbone(path, name, "ImageNet classifier", axes, spec.image_size)
+    return weight, bias
+
+
+def load_pooling(path: str | os.PathLike[str], name: str, image_size: int = 224) -> dict[str, np.ndarray]:
+    """Reads what takes local features to the space of CLIP's texts from the published file of ``name``, a CLIP.
+
+    Returns float32 arrays as ``core.clip.pool`` takes them. ``InputError`` for a file without them or damaged, and for
+    photos of another size than those of attention pooling.
+    """
+    start = BACKBONES[name].pooling
+    axes = {start + key: axes for key, axes in _POOLINGS[start].items()}
+    return dict(zip(_POOLINGS[start], _beside_backbone(path, name, "pooling", axes, image_size), strict=True))
+
+
+def _beside_backbone(
+    path: str | os.PathLike[str], name: str, what: str, axes: Mapping[str, str], image_size: int
+) -> list[np.ndarray]:
+    """Arrays float32 that a published file holds beside its backbone, given as key -> axes."""
+    module = create_backbone(name)
     state = _present_names(read_state_dict(path), getattr(module, "former_names", {}))
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     features, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
-    arrays = []
-    for key, shape in ((f"{spec.head}.weight", (1000, features.shape[-1])), (f"{spec.head}.bias", (1000,))):
+    _, h, w, n = features.shape
+    sizes, arrays = {"K": 1000, "n": n, "L": 1 + h * w}, []
+    for key, letters in axes.items():
         array = state.get(key)
         found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+        if array is not None and array.ndim == len(letters) and _ANY in letters:
+            sizes.setdefault(_ANY, array.shape[letters.index(_ANY)])
+        shape = tuple(sizes.get(letter, letter) for letter in letters)
         if array is not None and array.shape == shape and jnp.issubdtype(array.dtype, jnp.floating):
             with np.errstate(over="ignore"):  # as in ``to_variables``
                 arrays.append(array.astype(np.float32))
             if np.isfinite(arrays[-1]).all():
                 continue
             found = "NaN or infinity in places"
-        wanted = f"{path} holds no ImageNet classifier of {name}: {key} is {found}, not float {list(shape)}"
-        raise InputError(f"{wanted}; {how_to_get(name)}")
-    return arrays[0], arrays[1]
+        listed = ", ".join(map(str, shape))
+        usual = BACKBONES[name].image_size
+        how = how_to_get(name) if image_size == usual else f"set config.data.image_size = {usual}"
+        raise InputError(f"{path} holds no {what} of {name}: {key} is {found}, not float [{listed}]; {how}")
+    return arrays
+
+
+def load_text_encoder(path: str | os.PathLike[str]) -> tuple[ClipText, dict[str, Any]]:
+    """Reads the text encoder from a published file of CLIP: the module, of the file's sizes, and its variables.
+
+    Raises:
+      InputError: the file cannot be read, or holds no such encoder or a damaged one.
+    """
+    state = _present_names(read_state_dict(path), {})
+    keys = ("token_embedding.weight", "positional_embedding", "text_projection")
+    shapes = [np.shape(state.get(key)) for key in keys]  # () where it is missing
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] % max(1, shapes[0][1] // 64):
+        found = ", ".join(f"{key} is {list(shape) or 'missing'}" for key, shape in zip(keys, shapes, strict=True))
+        raise InputError(f"{path} holds no text encoder of CLIP: {found}; give OpenAI's RN50.pt or ViT-B-32.pt")
+    n_layers = len({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")})
+    (vocabulary, width), (context, _), (_, dimension) = shapes
+    module = ClipText(n_layers, vocabulary, context, width, dimension)
+    return module, to_variables(state, module, source=str(path))
 
 
 def weights_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -118,7 +172,7 @@ def to_variables(
     ``num_batches_tracked`` and the backbone's head are ignored; ``source`` names the weights' origin in messages. An
     ``InputError`` lists all keys that are missing, unexpected, misshapen or hold unusable values.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    image = getattr(module, "example", jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     # Shapes only: compiling and running a ResNet's initialiser takes a dozen seconds.
     expected = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image))
     prefix = getattr(module, "key_prefix", "")

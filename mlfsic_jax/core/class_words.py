@@ -42,7 +42,7 @@ def embed(weight, bias, mean, mean_logits, features):
 
 
 def embed_clip(pooling, mean, mean_pooled, features):
-    """x of ``embed``, and as l the image in the space of CLIP's texts less the mean there, [I, e]; see ``clip.pool``."""
+    """x of ``embed``, and for l the image in the space of CLIP's texts less the mean there, [I, e]: ``clip.pool``."""
     return unit(features.mean(axis=1) - mean), clip.pool(pooling, features) - mean_pooled
 
 

@@ -73,9 +73,7 @@ def sample_episodes(key: jax.Array, labels, *, n_episodes: int, n_shot: int, n_q
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
     plan, sizes = _planned(labels, n_shot, n_query)
-    plan = jax.device_put(plan)
-    episodes = [_draw(jax.random.fold_in(key, i), plan, **sizes) for i in range(n_episodes)]
-    return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *episodes)
+    return _draw_many(key, plan, n_episodes=n_episodes, **sizes)
 
 
 def sample_laso_support(key: jax.Array, labels, *, n_shot: int) -> np.ndarray:
@@ -212,3 +210,11 @@ def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: i
         (0, jnp.bool(False), *map(jnp.asarray, fallback)),
     )
     return Episode(support.reshape(-1), query.reshape(-1))
+
+
+@functools.partial(jax.jit, static_argnames=("n_episodes", "n_images", "most", "n_shot", "n_query"))
+def _draw_many(key, plan: _Plan, *, n_episodes: int, **sizes: int) -> Episode:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n_episodes))
+    draw = functools.partial(_draw, plan=plan, **sizes)
+    # All at once, but on a CPU, whose cache holds the random numbers of one episode: four times as fast one by one.
+    return jax.lax.platform_dependent(keys, cpu=functools.partial(jax.lax.map, draw), default=jax.vmap(draw))

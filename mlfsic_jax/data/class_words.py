@@ -7,6 +7,7 @@ two kinds of text, "gloss" of "a photo of a LEMMA: GLOSS" and "photo", the mean 
 
 import functools
 import importlib.resources
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ import scipy.linalg
 from safetensors.numpy import load
 
 from mlfsic_jax.data.text import package_json
+from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.system.errors import InputError
 
 N_SOURCES = 2  # kinds of text
@@ -97,6 +99,24 @@ def class_vectors() -> np.ndarray:
     arrays = _arrays("class_vectors")
     vectors = np.stack([arrays["gloss"], arrays["photo"]]).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+
+
+@functools.lru_cache(maxsize=1)
+def class_vectors_of_words(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over a class's lemmas, of length 1, from a file of word vectors: float32 [1, K, d], as ``class_vectors``.
+
+    Also bool [K]: classes that have no lemma there, whose vectors are zero. ``InputError`` as of ``load_word_vectors``.
+    """
+    lemmas = [entry["lemmas"] for entry in _texts()["classes"]]
+    flat = [lemma for names in lemmas for lemma in names]
+    found = load_word_vectors(path, flat, flat, missing_as_nan=True)
+    known = ~np.isnan(found[:, 0])
+    if not known.any():
+        raise InputError(f"{path} has no word of ImageNet's classes: use GloVe's file, or fetch minilm")
+    starts = np.cumsum([0, *map(len, lemmas[:-1])])
+    sums = np.add.reduceat(np.where(known[:, None], found, 0), starts)
+    means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return means[None], ~np.logical_or.reduceat(known, starts)
 
 
 def backbone_means(backbone: str, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -40,9 +40,9 @@ class View(NamedTuple):
     word_vectors: np.ndarray  # float32 [C, d_w]
     label_names: tuple[str, ...]  # C names, for messages
     support: np.ndarray | None = None  # [I] or None, as in ``data.Split``
-    # the backbone's own classifier: () -> float32 [K, n] and [K]
-    head: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    # vectors of the labels from elsewhere, by name: "classes" -> float32 [C, d], see ``data.class_words``
+    # the backbone's own classifier: () -> float32 [K, n] and [K]; of CLIP its pooling: () -> arrays by name
+    head: Callable[[], tuple[np.ndarray, np.ndarray] | dict[str, np.ndarray]] | None = None
+    # vectors of the labels from elsewhere, by name: "classes" -> float32 [C, d], see ``run.inputs.class_mixtures``
     named_vectors: Callable[[str], np.ndarray] | None = None
 
     def words(self, source: str) -> np.ndarray:

@@ -66,7 +66,11 @@ def how_to_get(embedding: str, dataset_name: str, folder: str | os.PathLike[str]
 
 
 def load_word_vectors(
-    path: str | os.PathLike[str], label_names: Sequence[str], display_names: Sequence[str]
+    path: str | os.PathLike[str],
+    label_names: Sequence[str],
+    display_names: Sequence[str],
+    *,
+    missing_as_nan: bool = False,
 ) -> np.ndarray:
     """Looks up a vector for every label: float32 [C, d].
 
@@ -81,6 +85,7 @@ def load_word_vectors(
         words than the labels' may hold anything.
       label_names: C names as the dataset spells them, e.g. "diningtable".
       display_names: C names as people write them, e.g. "dining table".
+      missing_as_nan: labels without vector are no error: their rows are NaN.
 
     Raises:
       InputError: the file is missing, empty or malformed (naming the line), gensim is needed and missing, or some
@@ -107,12 +112,14 @@ def load_word_vectors(
             vectors.append(phrase)
         elif unknown or not label_words:
             missing.append(f"{display!r} (missing: {', '.join(unknown)})")
+            vectors.append(None)
         else:
             vectors.append(np.mean([look_up(word) for word in label_words], axis=0))
-    if missing:
+    if missing and not missing_as_nan:
         found = f"{path} has no vector for {len(missing)} of the {len(names)} labels: {'; '.join(missing)}"
         raise InputError(f"{found}. Add these words to the file, or use a file with more words")
-    return np.stack(vectors).astype(np.float32)
+    none = np.full_like(next(iter(entries.values()), np.zeros(1)), np.nan)
+    return np.stack([none if vector is None else vector for vector in vectors]).astype(np.float32)
 
 
 def phrase_spellings(label: str, display: str) -> list[str]:

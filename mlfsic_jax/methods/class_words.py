@@ -21,7 +21,7 @@ _CLIP_LEAVES = ("pooling", "mean", "mean_logits")  # of the image in CLIP's spac
 
 @dataclasses.dataclass(frozen=True)
 class ClassWordRidge(Method):
-    """Ridge regression on what a prior from the backbone's classifier, or CLIP's texts, leaves: ``core.class_words``."""
+    """Ridge regression on what a prior from the backbone's classifier or CLIP's texts leaves: ``core.class_words``."""
 
     sections: ClassVar[tuple[str, ...]] = ("class_words",)
     stores: ClassVar[tuple[str, ...]] = ("classes",)

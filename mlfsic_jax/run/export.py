@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from mlfsic_jax import __version__
 from mlfsic_jax.backbones import BACKBONES
-from mlfsic_jax.backbones.weights import weights_files
+from mlfsic_jax.backbones.clip_text import TextFiles
+from mlfsic_jax.backbones.weights import load_text_encoder, save_weights, weights_files
 from mlfsic_jax.data.minilm import FILES
 from mlfsic_jax.data.words import EMBEDDINGS
 from mlfsic_jax.run import inputs, ready, saved
-from mlfsic_jax.run.inputs import ENCODER
+from mlfsic_jax.run.inputs import CLIP, ENCODER
 from mlfsic_jax.run.saved import BACKBONE, CARD, MANIFEST, WORDS, Predictor
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import atomic_folder, sha256, write_arrays, write_json, write_tree
@@ -62,7 +63,7 @@ def export(
 def _keep_others(former: Path, folder: Path) -> None:
     """Copies what is not of an earlier export."""
     for path in former.iterdir() if former.is_dir() else ():
-        if path.name in (MANIFEST, CARD, BACKBONE, WORDS, ENCODER) or path.match("model_*shot.safetensors"):
+        if path.name in (MANIFEST, CARD, BACKBONE, WORDS, ENCODER, CLIP) or path.match("model_*shot.safetensors"):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, folder / path.name, symlinks=True)
@@ -83,9 +84,7 @@ def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Pa
     if predictor.word_files:
         write_arrays(folder / WORDS, words)
     if any(method.words_from for trained in predictor.trained for method in trained.methods.values()):
-        (folder / ENCODER).mkdir()
-        for name in FILES:
-            shutil.copyfile(predictor.encoder / name, folder / ENCODER / name)
+        _write_encoder(predictor.encoder, folder)
     written = (path for path in sorted(folder.rglob("*")) if path.is_file())
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in written}
     card = model_card(predictor.manifest, predictor.config, predictor.image_size, len(words))
@@ -95,6 +94,19 @@ def _write_export(predictor: Predictor, words: dict[str, np.ndarray], folder: Pa
     manifest |= {"sha256": saved.manifest_digest(manifest)}
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _write_encoder(encoder: Path | TextFiles, folder: Path) -> None:
+    """Writes what encodes names, unless that is the word vectors."""
+    if isinstance(encoder, TextFiles):
+        (folder / CLIP).mkdir()
+        module, variables = load_text_encoder(encoder.weights)
+        save_weights(folder / CLIP / "model.safetensors", variables, module)
+        shutil.copyfile(encoder.tokenizer, folder / CLIP / "tokenizer.json")
+    elif not encoder.is_file():
+        (folder / ENCODER).mkdir()
+        for name in FILES:
+            shutil.copyfile(encoder / name, folder / ENCODER / name)
 
 
 def _words(predictor: Predictor, n_words: int) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlfsic_jax import backbones, data
+from mlfsic_jax.backbones import clip_text
 from mlfsic_jax.backbones import weights as pretrained
-from mlfsic_jax.core.functional import unit
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data import class_words, laso_episodes
 from mlfsic_jax.data.assets import local_weights
@@ -27,9 +27,11 @@ from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand
 
-_BATCH = 32  # photos on a GPU or TPU
-_LAYER_BYTES = 8 * 2**20
-ENCODER = "minilm"  # the folder of the sentence encoder, in the data folder or an exported one
+_BATCH = 32  # photos on a GPU or TPU; the most on a core
+_LAYER_BYTES = 8 * 2**20  # of a batch: with the inputs of its layer, about a core's share of the last cache
+# In the data folder or an exported one: the folders of the sentence encoder and of CLIP's tokenizer, and in the latter
+# the word vectors.
+ENCODER, CLIP, WORDS = "minilm", "clip", "words.safetensors"
 
 
 class Inputs(NamedTuple):
@@ -85,6 +87,8 @@ def load(config: ConfigDict) -> Inputs:
     else:
         cache = feature_cache(config, dataset, backbone, weights, weights_hash)
 
+    encoder = text_encoder(config)
+
     def view(images: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None) -> View:
         return View(
             inputs=lambda rows: cache.read(images[rows]),
@@ -94,9 +98,7 @@ def load(config: ConfigDict) -> Inputs:
             support=support,
             head=functools.cache(lambda: classifier_head(config)),
             named_vectors=functools.cache(
-                lambda source: class_mixtures(
-                    source, [[dataset.display_names[c]] for c in labels], encoder_folder(config)
-                )
+                lambda source: class_mixtures(source, [[dataset.display_names[c]] for c in labels], encoder)
             ),
         )
 
@@ -157,7 +159,6 @@ def features_of(backbone: PhotoBackbone, variables, photos: np.ndarray) -> np.nd
     return np.concatenate(list(parallel.prefetch_batches(compute, photos, batch)))
 
 
-@functools.cache
 def batch_size(backbone: PhotoBackbone, size: int) -> int:
     """How many photos of ``size`` x ``size`` pixels go through a backbone together; the features do not depend on it.
 
@@ -166,11 +167,17 @@ def batch_size(backbone: PhotoBackbone, size: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return _BATCH * len(parallel.devices_here())
+    return max(1, min(_BATCH, _LAYER_BYTES // _shape_and_bytes(backbone, size)[1]))
+
+
+@functools.cache
+def _shape_and_bytes(backbone: PhotoBackbone, size: int) -> tuple[tuple[int, int, int], int]:
+    """The shape [h, w, n] of a photo's local features, and the bytes of the largest output of a layer."""
     init = functools.partial(backbone.init_with_output, capture_intermediates=True)
     photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    _, variables = jax.eval_shape(init, jax.random.key(0), photo)
-    largest = max(layer.size * layer.dtype.itemsize for layer in jax.tree.leaves(variables["intermediates"]))
-    return max(1, min(_BATCH, _LAYER_BYTES // largest))
+    features, variables = jax.eval_shape(init, jax.random.key(0), photo)
+    layers = jax.tree.leaves(variables["intermediates"])
+    return features.shape[1:], max(layer.size * layer.dtype.itemsize for layer in layers)
 
 
 def feature_cache(
@@ -178,7 +185,6 @@ def feature_cache(
 ) -> Cache:
     """The dataset's local features by a frozen backbone."""
     size, dtype = image_size(config), "float16"
-    photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     normalisation = {"mean": list(backbone.mean), "std": list(backbone.std)}
     made_from = {"backbone": config.backbone, "weights": weights_hash, "normalisation": normalisation}
     if backbone.dtype != "float32":
@@ -187,7 +193,7 @@ def feature_cache(
         dataset,
         cache_dir=expand(config.cache_dir),
         image_size=size,
-        row_shape=jax.eval_shape(backbone.apply, weights, photo).shape[1:],
+        row_shape=_shape_and_bytes(backbone, size)[0],
         dtype=dtype,
         made_from=made_from,
         compute=functools.partial(features_here, backbone, parallel.replicate_here(weights), dtype),
@@ -220,8 +226,13 @@ def weights_path(config: ConfigDict) -> str:
     return ",".join(map(str, local_weights(config.backbone, files, config.data_dir)))
 
 
-def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [1000, n] and bias [1000] of the classifier in the backbone's weights file, float32; ``InputError``."""
+def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray] | dict[str, np.ndarray]:
+    """Weights [1000, n] and bias [1000] of the classifier in the backbone's weights file, float32; ``InputError``.
+
+    Of CLIP's backbones the pooling, see ``weights.load_pooling``.
+    """
+    if backbones.BACKBONES[config.backbone].pooling:
+        return pretrained.load_pooling(weights_path(config), config.backbone, image_size(config))
     return pretrained.load_head(weights_path(config), config.backbone)
 
 
@@ -230,18 +241,52 @@ def encoder_folder(config: ConfigDict) -> Path:
     return Path(config.data_dir) / ENCODER
 
 
-def class_mixtures(source: str, wordings: Sequence[Sequence[str]], encoder: str | Path) -> np.ndarray:
+def text_encoder(config: ConfigDict, exported: Path | None = None) -> Path | clip_text.TextFiles:
+    """What encodes names: with CLIP's backbones its own encoder, else MiniLM's folder or, in its absence, a GloVe file.
+
+    ``exported`` is an exported folder, which holds it.
+    """
+    if backbones.BACKBONES[config.backbone].pooling:
+        folder = (exported or Path(config.data_dir)) / CLIP
+        weights = folder / "model.safetensors" if exported else expand(weights_path(config))
+        return clip_text.TextFiles(weights, folder / "tokenizer.json")
+    folder = exported / ENCODER if exported else encoder_folder(config)
+    if config.labels.embedding.startswith("glove") and not folder.exists():
+        words = exported / WORDS if exported else Path(vectors_path(config))
+        return words if words.is_file() else folder
+    return folder
+
+
+def class_mixtures(
+    source: str, wordings: Sequence[Sequence[str]], encoder: str | Path | clip_text.TextFiles
+) -> np.ndarray:
     """Labels as mixtures of ImageNet's classes: float32 [C, s * K], see ``class_words.mixtures``.
 
     ``source`` is "classes", or "classes without kinds", "classes without names" (``class_words.left_out``);
-    ``wordings`` has the names of each label, whose vectors are averaged; ``encoder`` is the folder of MiniLM.
+    ``wordings`` has the names of each label, whose vectors are averaged; ``encoder`` is as of ``text_encoder``. CLIP's
+    labels need no classes: they are the texts themselves, float32 [C, e] of length 1.
     """
     flat = [name for names in wordings for name in names]
-    vectors = encode_texts([class_words.PROMPT.format(name) for name in flat], encoder)
+    by_clip = isinstance(encoder, clip_text.TextFiles)
+    by_words = not by_clip and Path(encoder).is_file()
+    if by_clip and source != "classes":
+        raise InputError(f"CLIP needs no classes, so there are no {source}: evaluate class_word_ridge or class_words")
+    if by_words:
+        print(f"names reach classes through the word vectors {encoder}; fetch minilm for a better way")
+        vectors = load_word_vectors(encoder, flat, flat)
+    else:
+        encode = clip_text.encode_texts if by_clip else encode_texts
+        vectors = encode([class_words.PROMPT.format(name) for name in flat], encoder)
     each = np.split(vectors, np.cumsum([len(names) for names in wordings])[:-1])
     means = np.stack([part.mean(axis=0) for part in each])
-    leave = class_words.left_out(flat, source.removeprefix("classes").removeprefix(" without "))
-    return class_words.mixtures(np.asarray(unit(means)), leave).reshape(len(wordings), -1)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    if by_clip:
+        return means
+    leave, classes = class_words.left_out(flat, source.removeprefix("classes").removeprefix(" without ")), None
+    if by_words:
+        classes, unknown = class_words.class_vectors_of_words(encoder)
+        leave |= unknown
+    return class_words.mixtures(means, leave, classes).reshape(len(wordings), -1)
 
 
 def vectors_path(config: ConfigDict) -> str:

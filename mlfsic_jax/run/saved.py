@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from safetensors.numpy import load_file
 
 from mlfsic_jax import methods
+from mlfsic_jax.backbones.clip_text import TextFiles
 from mlfsic_jax.backbones.weights import weights_files
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data import class_words
@@ -36,7 +37,7 @@ from mlfsic_jax.system.files import read_arrays, sha256, write_arrays, write_tre
 from mlfsic_jax.system.untrusted import expand, read_json, reason, reported, shown
 
 FORMAT = 2  # of an exported folder
-MANIFEST, CARD, BACKBONE, WORDS = "model.json", "card.md", "backbone.safetensors", "words.safetensors"
+MANIFEST, CARD, BACKBONE, WORDS = "model.json", "card.md", "backbone.safetensors", inputs.WORDS
 _LABEL_VECTORS = "label_vectors.safetensors"  # of a run
 
 
@@ -65,7 +66,7 @@ class Predictor(NamedTuple):
     grid: tuple[int, int]  # h and w of the backbone's local features
     trained: tuple[Trained, ...]  # one for each shot count, ascending
     word_files: tuple[Path, ...]  # where word vectors are looked up, in this order
-    encoder: Path  # the folder of the sentence encoder, for methods that encode names
+    encoder: Path | TextFiles  # see ``inputs.text_encoder``, for methods that encode names
 
 
 def trained_of(trained: Trained, name: str) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, expor
         word_files += (Path(inputs.vectors_path(config)),)
     trained = tuple(_trained(path, config, entry, photo, features, backbone) for entry in chosen)
     frozen, grid = FrozenConfigDict(config), features.shape[1:3]
-    encoder = path / inputs.ENCODER if exported else inputs.encoder_folder(config)
+    encoder = inputs.text_encoder(config, path if exported else None)
     return Predictor(path, manifest, frozen, backbone, weights, size, grid, trained, word_files, encoder)
 
 
@@ -262,7 +263,10 @@ def _need_shapes(path: Path, found: Mapping[str, Any], expected: Mapping[str, An
 def _need_usable(path: Path, name: str, method: Method, stores: Mapping[str, Any], features) -> None:
     """Traces a method whose stores have shapes of its own: what was altered is told here, not when photos are read."""
     some = jax.ShapeDtypeStruct((2, features.shape[1] * features.shape[2], features.shape[3]), jnp.float32)
-    width = len(stores["classes"]["bias"]) * class_words.N_SOURCES if method.words_from else word_width(stores)
+    if method.words_from:  # CLIP's texts, or classes by each kind of text
+        width = len(stores["classes"]["mean_logits"]) * (1 if "pooling" in stores["classes"] else class_words.N_SOURCES)
+    else:
+        width = word_width(stores)
     words = jax.ShapeDtypeStruct((2, width), jnp.float32)
 
     def scores(trained, features, words):

@@ -38,6 +38,7 @@ MAPS = {
     "vit_b_32": (7, 7, 768),
     "clip_resnet50": (7, 7, 2048),
     "clip_vit_b_32": (7, 7, 768),
+    "clip_vit_b_32_tokens": (1, 50, 768),
     "resnet50_vit_b_16": (1, 1, 2048 + 768),
     "efficientnet_lite0": (7, 7, 1280),
     "efficientnet_lite1": (8, 8, 1280),
@@ -95,7 +96,7 @@ def batch_norm_axes(module, size):
 def test_names():
     assert set(BACKBONES) == set(MAPS)
     for use in (create_backbone, published_files):
-        with pytest.raises(InputError, match="'resnet5'.*clip_resnet50, clip_vit_b_32, conv4, .*, vit_b_32"):
+        with pytest.raises(InputError, match="'resnet5'.*clip_resnet50, clip_vit_b_32, .*, conv4, .*, vit_b_32"):
             use("resnet5")
 
 
@@ -103,7 +104,7 @@ def test_names():
 def test_map_at_the_published_size_and_axis_of_every_batch_norm(name):
     axes, variables, local = batch_norm_axes(create_backbone(name, axis_name="devices"), BACKBONES[name].image_size)
     assert (local.shape, local.dtype) == ((2, *MAPS[name]), np.float32)
-    if name in ("vit_b_16", "vit_b_32", "clip_vit_b_32"):
+    if "vit" in name and "resnet" not in name:
         assert (axes, set(variables)) == (set(), {"params"})
     else:
         assert (axes, set(variables)) == ({"devices"}, {"params", "batch_stats"})

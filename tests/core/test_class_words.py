@@ -107,6 +107,22 @@ def test_episodes_are_mapped():
     np.testing.assert_allclose(jax.jit(jax.vmap(run))(*together), one_by_one, atol=1e-5)
 
 
+def test_with_clip_the_prior_is_a_multiple_of_cosines_less_their_mean():
+    """Less those of the mean image too, which shifts a label's cosines alike in all images."""
+    rng = np.random.default_rng(4)
+    features, proj = rng.normal(size=(Q, 1 + 4, N)), rng.normal(size=(N, K))
+    mean, (texts, mean_pooled) = rng.normal(size=N), rng.normal(size=(2, C, K))
+    texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
+    mean_pooled = mean_pooled[0] / 9
+    x, pooled = class_words.embed_clip({"proj": proj}, mean, mean_pooled, features)
+    centred = features.mean(axis=1) - mean
+    np.testing.assert_allclose(x, centred / np.linalg.norm(centred, axis=1, keepdims=True), atol=1e-6)
+    images = features[:, 0] @ proj
+    cosines = images @ texts.T / np.linalg.norm(images, axis=1, keepdims=True) - mean_pooled @ texts.T
+    found = class_words.prior(class_words.directions_clip(texts, N), x, pooled)
+    np.testing.assert_allclose(found, 7 * (cosines - cosines.mean(axis=1, keepdims=True)), atol=1e-5)
+
+
 def test_x_and_prior_are_sums_over_regions():
     rng = np.random.default_rng(3)
     directions, *_ = episode()

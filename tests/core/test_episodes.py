@@ -69,6 +69,13 @@ def test_many_episodes_are_single_ones_with_folded_keys():
         chex.assert_trees_all_equal(jax.tree.map(lambda x, i=i: x[i], many), one)
 
 
+@pytest.mark.parametrize(("platform", "at_once"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_accelerators_draw_many_episodes_at_once(platform, at_once):
+    draw = jax.jit(lambda key: sample_episodes(key, LABELS, n_episodes=7, n_shot=2, n_query=3))
+    program = draw.trace(KEY).lower(lowering_platforms=(platform,)).as_text()
+    assert (f"tensor<7x{len(LABELS)}xi1>" in program) == at_once  # the free images of all episodes
+
+
 def test_the_numbers_drawn_for_a_key_stay_the_same():
     """Episodes are named by their keys: results in the README and in people's papers depend on these very draws."""
     label, image = np.nonzero(LABELS.T)

@@ -82,6 +82,21 @@ def test_mixtures_are_kernel_ridge_regression():
     assert not found[:, :, 4].any()
 
 
+def test_word_vectors_stand_in_for_the_encoder(tmp_path):
+    """The mean over those lemmas that the file has, of each the mean over its words."""
+    path = tmp_path / "glove.6B.50d.txt"
+    path.write_text("golden 3 0 0\nretriever 1 4 0\nairliner 0 0 2\ntabby 0 1 0\ncat 2 1 0\n")
+    found, unknown = class_words.class_vectors_of_words(path)
+    assert found.shape == (1, 1000, 3) and not unknown[[207, 281, 404]].any() and unknown.sum() > 900
+    np.testing.assert_allclose(found[0, 207], np.array([2, 2, 0]) / 8**0.5, atol=1e-6)
+    np.testing.assert_allclose(found[0, 404], [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(found[0, 281], np.array([1, 2, 0]) / 5**0.5, atol=1e-6)  # tabby, tabby cat
+    assert not found[0, unknown].any()
+    (tmp_path / "none.txt").write_text("zzz 1 2\n")
+    with pytest.raises(InputError, match="none.txt has no word of ImageNet's classes: use"):
+        class_words.class_vectors_of_words(tmp_path / "none.txt")
+
+
 def test_a_class_reaches_itself_and_vectors_of_another_encoder_are_refused():
     some = class_words.class_vectors()[1, [3, 404, 951]]
     assert list(class_words.mixtures(some)[:, 1].argmax(axis=1)) == [3, 404, 951]

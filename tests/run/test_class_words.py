@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from configs import folder
+from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.report.page import write_report
-from mlfsic_jax.run import classifier, experiment
+from mlfsic_jax.run import classifier, experiment, inputs
 from mlfsic_jax.run.export import export
 from mlfsic_jax.run.saved import load
 from mlfsic_jax.system.errors import InputError
@@ -60,3 +61,32 @@ def test_photos_page_and_export(trained):
         classifier.fit(model, photos[:2], ["kelp", "sea"], method="class_word_ridge_permuted")
     with pytest.raises(InputError, match="'sea' has no support photo"):
         classifier.fit(model, photos[:1], ["kelp"], label_names=["kelp", "sea"], method="base")
+
+
+def test_without_minilm_glove_tells_which_classes_a_name_means(trained, capsys):
+    """Kernel regression on the classes whose words the file has, as with MiniLM; the other classes get nothing."""
+    words, names = trained / "data/glove.6B.300d.txt", ("sea", "pine tree")
+    with words.open("a") as file:
+        for word, vector in {"tench": 2, "goldfish": 3, "hammerhead": 5}.items():
+            file.write(f"{word} {' '.join(str((i * vector) % 7 - 3) for i in range(10))}\n")
+    (trained / "data/minilm").rename(trained / "data/elsewhere")
+    try:
+        model = load(trained / "run")
+        few = classifier.fit(model, [], [], label_names=names, method="class_words")
+        assert f"names reach classes through the word vectors {words};" in capsys.readouterr().out
+        export(trained / "run", trained / "without")
+        again = classifier.fit(load(trained / "without"), [], [], label_names=names, method="class_words")
+    finally:
+        (trained / "data/elsewhere").rename(trained / "data/minilm")
+    assert not (trained / "without/minilm").exists()
+    mixtures = inputs.class_mixtures("classes", [[name] for name in names], words)
+    there = ("tench", "goldfish", "hammerhead")
+    label, known = (load_word_vectors(words, some, some) for some in (names, there))
+    label, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (label, known))
+    kernel = np.exp(5 * (known @ known.T - 1)) + 0.1 * np.eye(3)
+    expected = np.linalg.solve(kernel, np.exp(5 * (known @ label.T - 1))).T
+    np.testing.assert_allclose(mixtures[:, [0, 1, 4]], expected, atol=1e-5)
+    assert mixtures.shape == (2, 1000) and not np.delete(mixtures, [0, 1, 4], axis=1).any()
+    photos = sorted((trained / "photos/photos").iterdir())[:3]
+    # The exported words are float16.
+    np.testing.assert_allclose(again.predict(photos).probabilities, few.predict(photos).probabilities, atol=2e-3)
