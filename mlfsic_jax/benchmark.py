@@ -10,7 +10,7 @@ made up, in the sizes of the real ones. Every name in --rows is measured in a pr
 from collections.abc import Sequence
 
 from mlfsic_jax.bench.table import CASES, run
-from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,4 +27,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from mlfsic_jax.run.export import N_WORDS, export
 from mlfsic_jax.run.ready import QUALITIES
 from mlfsic_jax.run.saved import CARD
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, run_main
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand
 
@@ -37,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

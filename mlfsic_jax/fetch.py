@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.data import assets, download
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, run_main
 from mlfsic_jax.system.errors import InputError
 
 
@@ -36,4 +36,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from mlfsic_jax.data.encoders import ENCODERS, encode_labels, read_sentences
 from mlfsic_jax.data.splits import label_split
 from mlfsic_jax.data.words import BENCHMARKS, phrase_spellings, write_vectors
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, run_main
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand, label_name, reported
 
@@ -104,4 +104,4 @@ def _encode_to_file(flags: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -2,6 +2,7 @@
 
 from absl import app
 
+from mlfsic_jax.system.command import run_main
 from mlfsic_jax.system.flags import parse, run_config
 
 
@@ -13,4 +14,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_main(lambda: app.run(main, flags_parser=parse))

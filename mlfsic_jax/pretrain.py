@@ -7,6 +7,7 @@ python -m mlfsic_jax.main --config=FILE --config.backbone_weights=<workdir>/pret
 
 from absl import app
 
+from mlfsic_jax.system.command import run_main
 from mlfsic_jax.system.flags import parse, run_config
 
 
@@ -18,4 +19,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_main(lambda: app.run(main, flags_parser=parse))

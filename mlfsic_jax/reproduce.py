@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mlfsic_jax.paper.reproduce import reproduce
 from mlfsic_jax.paper.tables import DEFAULT_CONFIGS
+from mlfsic_jax.system.command import run_main
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.flags import parse, run_config
 from mlfsic_jax.system.untrusted import expand
@@ -51,4 +52,4 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: run_config(command), flags_parser=parse_flags)
+    run_main(lambda: app.run(lambda argv: run_config(command), flags_parser=parse_flags))

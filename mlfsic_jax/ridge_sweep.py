@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mlfsic_jax.methods import METHODS, trained_of
 from mlfsic_jax.run import evaluate, experiment, inputs
 from mlfsic_jax.run.config import validate
+from mlfsic_jax.system.command import run_main
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.flags import parse, run_config
 
@@ -70,4 +71,8 @@ def settings(config: ConfigDict, grid: Mapping[str, tuple]) -> Iterator[tuple[st
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: run_config(lambda config: sweep(config, tuple(_METHODS.value))), flags_parser=parse)
+    run_main(
+        lambda: app.run(
+            lambda argv: run_config(lambda config: sweep(config, tuple(_METHODS.value))), flags_parser=parse
+        )
+    )

@@ -1,4 +1,4 @@
-"""The real program, killed at random moments and gone on with, ends with the bytes of one that was left in peace.
+"""The real programs, killed at random moments and gone on with, ends with the bytes of one that was left in peace.
 
 ``bash launch/torture.sh`` runs these tests, at length by the environment variables MLFSIC_KILLS (how many in a row) and
 MLFSIC_SOAK (training episodes). What CI has of them is in ``run/test_loop.py``, without processes.
@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.own_photos import folder_run
 
 pytestmark = pytest.mark.slow
 KILLS, SOAK = (int(os.environ.get(name, default)) for name, default in (("MLFSIC_KILLS", 2), ("MLFSIC_SOAK", 4000)))
@@ -108,6 +110,45 @@ def test_a_program_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"\n{sum(kills.values())} kills in {rounds} runs, all of which ended the same: {kills}")
+
+
+def test_a_prediction_that_is_killed_again_and_again_ends_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, workdir = folder_run(tmp_path, ("ridge",))
+    photos, rng = sorted(Path("photos/photos").iterdir()), random.Random(0)
+    Path("mine").mkdir()
+    for i in range(20_000):
+        Path(f"mine/{i}.png").symlink_to(photos[i % len(photos)].absolute())
+    Path("support.csv").write_text(f"file,labels\n{photos[0]},sea\n{photos[1]},kelp\n")
+    command = [sys.executable, "-m", "mlfsic_jax.predict", f"--workdir={workdir}", "--support=support.csv"]
+    command += ["--method=ridge", "--images=mine"]
+
+    def begin(out):
+        with open("output.txt", "ab") as output:
+            return subprocess.Popen([*command, f"--out={out}"], stdout=output, stderr=output)
+
+    assert begin("whole.json").wait(600) == 0, Path("output.txt").read_text()
+    kills, size = 0, 0
+    journal = Path("out.json.journal")
+    while kills < max(KILLS // 4, 3):
+        program = begin("out.json")
+        while program.poll() is None and not (journal.exists() and journal.stat().st_size > size):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 1))
+        number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        program.send_signal(number)
+        if program.wait(600) == 0:
+            break
+        kills += 1
+        assert program.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert not Path("out.json").exists()
+        size = journal.stat().st_size
+    assert kills and (Path("out.json").exists() or begin("out.json").wait(600) == 0)
+    said = Path("output.txt").read_text()
+    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes() and "Traceback" not in said
+    assert not journal.exists() and said.count("going on: ") >= kills
+    with capsys.disabled():
+        print(f"\n{kills} kills of a prediction, which ended the same")
 
 
 def resident(program):

@@ -14,7 +14,7 @@ from mlfsic_jax import data
 from mlfsic_jax.backbones import BACKBONES
 from mlfsic_jax.data import assets, download
 from mlfsic_jax.data.splits import TooFewLabels
-from mlfsic_jax.system.command import Parser, cli_errors
+from mlfsic_jax.system.command import Parser, cli_errors, run_main
 from mlfsic_jax.system.errors import InputError
 
 _UNPACKED = {"voc": "VOCdevkit", "coco": "coco"}  # dataset -> its folder in the data folder after a download
@@ -76,4 +76,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

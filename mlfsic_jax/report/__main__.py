@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mlfsic_jax.report.page import read_results, write_report
-from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax, run_main
 from mlfsic_jax.system.untrusted import expand
 
 
@@ -22,4 +22,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

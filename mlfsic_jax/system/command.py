@@ -103,6 +103,20 @@ def cli_errors(interrupted: str, signals: Sequence[int] = SIGNALS) -> Iterator[N
             raise
 
 
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs a command's ``main``; one that was interrupted ends at once then.
+
+    Threads that still compute, or write a cache, would crash while the interpreter takes itself apart.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in [128 + number for number in SIGNALS]:
+            _drop_unwritable()
+            os._exit(end.code)
+        raise
+
+
 def _comes_of_no_reader(error: BaseException | None) -> bool:
     """Whether an error, or one that it reports, comes of output that nobody reads, not of another pipe or socket."""
     while error is not None and not isinstance(error, BrokenPipeError):

@@ -212,3 +212,15 @@ def test_a_device_that_is_not_there_is_one_line(platform):
     assert done.returncode == 1 and line.startswith(f"error: JAX finds no device for JAX_PLATFORMS={platform} on this")
     with pytest.raises(RuntimeError, match="of ours"), cli_errors("again"):
         raise RuntimeError("of ours")
+
+
+@pytest.mark.parametrize("status", [0, 1, 130, 143])
+def test_after_an_interruption_the_process_ends_at_once(status):
+    program = (
+        "import atexit, sys; from mlfsic_jax.system.command import run_main\n"
+        "atexit.register(print, 'taken apart'); print('written', end=' ')\n"
+        f"run_main(lambda: sys.exit({status}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == status and done.stderr == ""
+    assert done.stdout == ("written " if status > 100 else "written taken apart\n")
