@@ -10,25 +10,30 @@ The labels are the user's own. --labels names them, --support has examples of ea
     found = few.predict(["d.jpg"])  # found.probabilities, found.label_names, found.labels
 
 The command ends with status 0 when every photo was predicted; 1 after a user's mistake, nothing is written then; 3 when
-some photos could not be read: each has a line on standard error, the others stand in the written file.
+some photos could not be read: each has a line on standard error, the others stand in the written file. Killed or
+interrupted, it leaves a journal beside --out, from which the same command goes on.
 """
 
 import argparse
 import csv
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
-from mlfsic_jax.run import label_studio
+from mlfsic_jax.run import journal, label_studio
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
+from mlfsic_jax.run.labels import parse_labels
 from mlfsic_jax.run.photos import find_photos
 from mlfsic_jax.run.ready import QUALITIES, load
-from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax
+from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax, run_main
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.files import atomic, write_json
+from mlfsic_jax.system.files import Streamed, atomic, write_json
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reported
 
@@ -47,30 +52,56 @@ def run(flags: argparse.Namespace) -> int:
     labels, names, wordings = _labels(flags)
     if kind == "csv" and not {"file", "labels"}.isdisjoint(names):
         raise InputError("a label called file or labels cannot be told from a column: give an --out that ends in .json")
-    photos = find_photos(flags.images)
+    photos = _shard(find_photos(flags.images), flags.shard)
     project = label_studio.prepare(names, photos, flags.image_root) if kind == "label-studio" else None
     options = {"quality": flags.quality, "data_dir": flags.data_dir, "fetch": flags.download}
     predictor = load(flags.workdir, flags.n_shot, **options)
     options = {"method": flags.method, "label_names": names, "vectors": flags.vectors, "wordings": wordings}
     classifier = fit(predictor, list(labels), list(labels.values()), **options)
     print(classifier.note, flush=True)
-    each = track(predict_each(classifier, photos), total=len(photos), description="predicting", unit="photos")
-    found = list(zip(photos, each, strict=True))
-    rows = [(photo, row) for photo, row in found if not isinstance(row, InputError)]
-    unreadable = [(photo, error) for photo, error in found if isinstance(error, InputError)]
-    for _, error in unreadable:
-        print(f"unreadable: {error}", file=sys.stderr)
-    if not rows:
-        raise InputError(f"none of the {len(photos)} photos can be read")
-    with reported(f"--out={flags.out} cannot be written", "give another", OSError):
-        if project:
-            config = label_studio.write(out, project, classifier, rows)
-        else:
-            (_write_csv if kind == "csv" else _write_json)(out, classifier, rows, unreadable)
+    made_from = journal.fingerprint(classifier, labels, wordings, flags.vectors)
+    with journal.keep(out, made_from, photos, len(classifier.label_names)) as kept:
+        unreadable = _predict(classifier, photos, kept)
+        with reported(f"--out={flags.out} cannot be written", "give another", OSError):
+            if project:
+                config = label_studio.write(out, project, classifier, kept.rows())
+            else:
+                (_write_csv if kind == "csv" else _write_json)(out, classifier, kept.rows(), unreadable)
     beside = f", and {config} for the project's labelling configuration" if project else ""
     left_out = f", {len(unreadable)} unreadable photos left out" if unreadable else ""
-    print(f"wrote {out}: {len(rows)} photos, {len(names)} labels{left_out}{beside}")
+    print(f"wrote {out}: {len(photos) - len(unreadable)} photos, {len(names)} labels{left_out}{beside}")
     return len(unreadable)
+
+
+def _predict(classifier: Classifier, photos: Sequence[Path], kept: journal.Journal) -> list[tuple[Path, InputError]]:
+    """Adds to the journal what it lacks; returns the photos that cannot be read, and why."""
+    missing = kept.missing()
+    if done := len(photos) - len(missing):
+        print(f"going on: {done:,} of {len(photos):,} photos are done", flush=True)
+    rows = predict_each(classifier, (photos[i] for i in missing))
+    unreadable = []
+    for i, row in zip(missing, track(rows, total=len(missing), description="predicting", unit="photos"), strict=True):
+        if isinstance(row, InputError):
+            unreadable.append((photos[i], row))
+        else:
+            kept.add(i, row)
+    for _, error in unreadable:
+        print(f"unreadable: {error}", file=sys.stderr)
+    if len(unreadable) == len(photos):
+        raise InputError(f"none of the {len(photos)} photos can be read")
+    return unreadable
+
+
+def _shard(photos: list[Path], shard: str | None) -> list[Path]:
+    """The photos of ``--shard=i/n``: the i-th of every n; by default of this process, where JAX knows of several."""
+    shard = shard or f"{jax.process_index()}/{jax.process_count()}"
+    given = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
+    i, n = map(int, given.groups()) if given else (0, 0)
+    if i >= n:
+        raise InputError(f"--shard={shard} must be i/n with i from 0 to n-1, such as 0/4")
+    if i >= len(photos):
+        raise InputError(f"--shard={shard} has none of the {len(photos)} photos: divide them among fewer")
+    return photos[i::n]
 
 
 def _labels(flags: argparse.Namespace) -> tuple[dict[Path, list[str]], list[str], dict[str, list[str]]]:
@@ -87,23 +118,6 @@ def _labels(flags: argparse.Namespace) -> tuple[dict[Path, list[str]], list[str]
     if not labels:
         raise InputError(f"{table} names no photo: add lines such as a.jpg,sofa|cat")
     return labels, names or given, wordings
-
-
-def parse_labels(text: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Names and wordings of ``--labels``: "cat, dog = dog | puppy" -> ["cat", "dog"], {"dog": ["dog", "puppy"]}."""
-    names, wordings = [], {}
-    for part in text.split(","):
-        name, given, wording = (piece.strip() for piece in part.partition("="))
-        if not name:
-            raise InputError(f'--labels="{text}" has an empty name: write names with commas between them')
-        if name in names:
-            raise InputError(f'--labels="{text}" has {name!r} twice: name it once')
-        names.append(name)
-        if given:
-            wordings[name] = [piece.strip() for piece in wording.split("|")]
-            if not all(wordings[name]):
-                raise InputError(f"--labels: a wording of {name!r} is empty: write {name} = {name} | another wording")
-    return names, wordings
 
 
 def _write_csv(out: Path, classifier: Classifier, rows, _) -> None:
@@ -124,10 +138,10 @@ def _write_json(out: Path, classifier: Classifier, rows, unreadable) -> None:
         "method": classifier.method,
         "n_shot": classifier.trained.n_shot,
         "thresholds": by_label(classifier.thresholds),
-        "photos": [
+        "photos": Streamed(
             {"file": str(photo), "labels": labels_above(classifier, row), "probabilities": by_label(row)}
             for photo, row in rows
-        ],
+        ),
         "unreadable": [{"file": str(photo), "why": str(error)} for photo, error in unreadable],
     }
     write_json(out, content)
@@ -140,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--support", help="a CSV file of examples: columns file,labels; several labels as sofa|cat")
     parser.add_argument("--images", required=True, nargs="+", action="extend", help="a folder, files, or 'a/*.jpg'")
     parser.add_argument("--out", required=True, help="the .csv or .json file to write")
+    parser.add_argument("--shard", help="i/n, from 0/n: only the i-th of every n photos; give each part its own --out")
     parser.add_argument("--format", choices=_ENDINGS, help="default: csv or json, by --out; label-studio: its tasks")
     parser.add_argument("--image_root", help="for label-studio: the folder that its server serves, above the photos'")
     parser.add_argument("--workdir", help="of a training run, or an exported folder; default: the model out of the box")
@@ -152,11 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache_dir", default="cache", help="where compiled programs are kept; default cache")
     flags = parser.parse_args(arguments)
     prepare_jax(flags.cache_dir)
-    with cli_errors("nothing was written"):
+    with cli_errors("the same command goes on with the photos that are left"):
         unreadable = run(flags)
     if unreadable:
         sys.exit(UNREADABLE)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlfsic_jax import predict
-from mlfsic_jax.run.classifier import fit, labels_above
+from mlfsic_jax.run.classifier import fit, labels_above, predict_each
 
 
 @pytest.fixture
@@ -126,6 +127,10 @@ def test_label_studio_s_tasks(frozen, user, model, capsys):
         ({"workdir": "mine"}, None, "mine holds no model"),
         ({"n_shot": "5"}, None, "has no model for 5 shots, only for 1"),
         ({"n_shot": "five"}, None, "invalid int value: 'five'"),
+        ({"shard": "2/2"}, None, "--shard=2/2 must be i/n with i from 0 to n-1"),
+        ({"shard": "-1/2"}, None, "--shard=-1/2 must be i/n with i from 0 to n-1"),
+        ({"shard": "1"}, None, "--shard=1 must be i/n with i from 0 to n-1"),
+        ({"shard": "20/21"}, None, "--shard=20/21 has none of the 20 photos: divide them among fewer"),
         ({"method": "cnn"}, None, "invalid choice: 'cnn'"),
         ({}, "file,labels\nexample0.png,kelp\nexample1.png,kepl\n", "'kepl' (missing: kepl)"),
         ({}, "file,kelp,sea,sun\nexample0.png,1,0,0\nexample1.png,0,1,0\n", "label 'sun' has no support photo"),
@@ -145,6 +150,81 @@ def test_mistakes_of_the_user_end_in_one_line(frozen, user, capsys, changes, tab
     line = str(caught.value.code)
     assert line.startswith("error: ") and complaint in line and "\n" not in line
     assert not any(user.glob("*out*"))
+
+
+def stop_after(patch, n, error):
+    """The command predicts n photos, then ends by an error; returns the list to which it adds those that it reads."""
+    began = []
+
+    def stopped(classifier, photos):
+        def noted():
+            for photo in photos:
+                began.append(photo)
+                yield photo
+
+        for i, row in enumerate(predict_each(classifier, noted())):
+            if i == n:
+                raise error
+            yield row
+
+    patch.setattr(predict, "predict_each", stopped)
+    return began
+
+
+@pytest.mark.parametrize("out", ["out.csv", "out.json", "tasks.json"])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(frozen, user, monkeypatch, capsys, out):
+    Path("mine/cut.png").write_bytes(Path("example0.png").read_bytes()[:300])
+    flags = {"out": out, "method": "ridge"}
+    flags |= {"format": "label-studio", "image_root": user} if out == "tasks.json" else {}
+
+    def run(status, **changes):
+        with pytest.raises(SystemExit) as caught:
+            predict.main(arguments(frozen, **flags | changes))
+        assert caught.value.code == status
+        return capsys.readouterr()
+
+    def files():
+        return {path.name: path.read_bytes() for path in user.iterdir() if path.is_file()}
+
+    run(predict.UNREADABLE)
+    undisturbed = files()
+    Path(out).unlink()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with monkeypatch.context() as patch:
+            stop_after(patch, 6, KeyboardInterrupt(number))
+            said = run(128 + number)
+        assert said.err.splitlines()[-1] == "interrupted: the same command goes on with the photos that are left"
+        assert not Path(out).exists() and Path(f"{out}.journal").exists()
+    assert "going on: 6 of 21 photos are done" in said.out
+    with monkeypatch.context() as patch:
+        began = stop_after(patch, None, None)
+        said = run(predict.UNREADABLE)
+    assert "going on: 12 of 21 photos are done" in said.out and "predicting: 9/9 photos" in said.err
+    assert len(began) == 9 and said.err.count("unreadable: ") == 1
+    assert files() == undisturbed  # and no journal
+
+
+def test_other_settings_or_another_support_begin_anew(frozen, user, monkeypatch, capsys):
+    for method in ("ridge", "prototypes"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            stop_after(patch, 6, KeyboardInterrupt(signal.SIGINT))
+            predict.main(arguments(frozen, method=method))
+    shutil.copy("example3.png", "example0.png")
+    predict.main(arguments(frozen, method="prototypes"))
+    said = capsys.readouterr().out
+    assert said.count("starting anew") == 2 and "going on" not in said and "wrote out.csv: 20 photos" in said
+
+
+def test_shards_are_the_parts_of_the_whole(frozen, user, monkeypatch):
+    predict.main(arguments(frozen, method="ridge"))
+    head, *whole = Path("out.csv").read_text().splitlines()
+    for i in range(3):
+        predict.main(arguments(frozen, method="ridge", shard=f"{i}/3", out=f"part{i}.csv"))
+        assert Path(f"part{i}.csv").read_text().splitlines() == [head, *whole[i::3]]
+    for name, value in (("process_index", 1), ("process_count", 2)):
+        monkeypatch.setattr(predict.jax, name, lambda value=value: value)
+    assert predict._shard(list("abcde"), None) == ["b", "d"]  # by default that of the process
+    assert predict._shard(list("abcde"), "0/1") == list("abcde")
 
 
 def test_photos_outside_of_the_csv_file_s_folder(frozen, user, tmp_path):

@@ -3,9 +3,9 @@
 import html
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -14,7 +14,7 @@ import numpy as np
 from mlfsic_jax import __version__
 from mlfsic_jax.run.classifier import Classifier, labels_above
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.files import atomic
+from mlfsic_jax.system.files import Streamed, atomic
 from mlfsic_jax.system.untrusted import label_name, photo_path, shown
 
 _QUESTION, _PHOTO = "choice", "image"  # names in the labelling configuration, as in Label Studio's own template
@@ -37,30 +37,52 @@ def prepare(label_names: Sequence[str], photos: Iterable[Path], image_root: str 
     if not image_root:
         served = "the folder that Label Studio serves, its LOCAL_FILES_DOCUMENT_ROOT"
         raise InputError(f"Label Studio's tasks name photos below {served}: give it as --image_root=FOLDER")
-    addresses = {photo: f"/data/local-files/?d={quote(_inside(photo, Path(image_root)))}" for photo in photos}
+    addresses = {photo: address(_inside(photo, Path(image_root))) for photo in photos}
     return Project(_config(label_names), addresses)
 
 
-def write(out: Path, project: Project, classifier: Classifier, rows: Sequence[tuple[Path, np.ndarray]]) -> Path:
+def write(out: Path, project: Project, classifier: Classifier, rows: Iterable[tuple[Path, np.ndarray]]) -> Path:
     """Writes a task per photo, (path, float [C]), and beside it the labelling configuration, whose path it returns.
 
     A prediction's score is the probability of what it says about its least certain label. ``OSError`` when a file
     cannot be written.
     """
-    version = f"mlfsic_jax {__version__}, {classifier.method}, {classifier.trained.n_shot}-shot"
-    tasks = []
-    for photo, row in rows:
-        choices = {"from_name": _QUESTION, "to_name": _PHOTO, "type": "choices"}
-        names = labels_above(classifier, row)
-        result = [choices | {"value": {"choices": names}}] if names else []
-        score = float(np.where(row > classifier.thresholds, row, 1 - row).min())
-        prediction = {"model_version": version, "score": round(score, 4), "result": result}
-        tasks.append({"data": {_PHOTO: project.addresses[photo]}, "predictions": [prediction]})
     config = out.with_suffix(".xml")
-    with atomic(out) as tasks_part, atomic(config) as config_part:
-        tasks_part.write_text(json.dumps(tasks, indent=1))
+    with atomic(out) as tasks_part, atomic(config) as config_part, open(tasks_part, "w") as file:
+        json.dump(Streamed(_task(classifier, project.addresses[photo], row) for photo, row in rows), file, indent=1)
         config_part.write_text(project.config, encoding="utf-8")
     return config
+
+
+def task(address: str, decided: Sequence[str] | None, proposed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A task for the photo at an address, with the labels that people ``decided`` and a ``prediction``, or without."""
+    annotations = {} if decided is None else {"annotations": [{"result": _result(decided)}]}
+    predictions = {} if proposed is None else {"predictions": [proposed]}
+    return {"data": {_PHOTO: address}, **annotations, **predictions}
+
+
+def prediction(label_names: Sequence[str], score: float, model: str) -> dict[str, Any]:
+    """The labels that a model proposes for a photo. Label Studio sorts tasks by ``score``."""
+    version = f"mlfsic_jax {__version__}, {model}"
+    return {"model_version": version, "score": round(score, 4), "result": _result(label_names)}
+
+
+def _result(label_names: Sequence[str]) -> list[dict[str, Any]]:
+    choices = {"from_name": _QUESTION, "to_name": _PHOTO, "type": "choices"}
+    return [choices | {"value": {"choices": list(label_names)}}] if label_names else []
+
+
+def _task(classifier: Classifier, address: str, row: np.ndarray) -> dict[str, Any]:
+    score = float(np.where(row > classifier.thresholds, row, 1 - row).min())
+    model = f"{classifier.method}, {classifier.trained.n_shot}-shot"
+    return task(address, None, prediction(labels_above(classifier, row), score, model))
+
+
+def address(inside: str) -> str:
+    """Where Label Studio's server shows the photo at this path below the folder that it serves."""
+    if "\\" in inside:
+        raise InputError(f"photo {inside}: the backslash would be read as a folder: rename the photo")
+    return f"/data/local-files/?d={quote(inside)}"
 
 
 def _inside(photo: Path, root: Path) -> str:
@@ -73,9 +95,7 @@ def _inside(photo: Path, root: Path) -> str:
     if len(inside.parts) == 1:
         way_out = "Label Studio shows only photos of sub-folders, so give the folder above"
         raise InputError(f"photo {photo} lies directly in --image_root={root}: {way_out}")
-    if "\\" in str(photo_path(str(inside), "--images", root)):
-        raise InputError(f"photo {photo}: the backslash would be read as a folder: rename the photo")
-    return str(inside)
+    return str(photo_path(str(inside), "--images", root))
 
 
 def _config(label_names: Sequence[str]) -> str:

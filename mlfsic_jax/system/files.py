@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,19 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def write_json(path: pathlib.Path, value) -> None:
     """Writes a value as JSON, atomically."""
-    with atomic(path) as part:
-        part.write_text(json.dumps(value, indent=1))
+    with atomic(path) as part, open(part, "w") as file:
+        json.dump(value, file, indent=1)
+
+
+class Streamed(list):
+    """A list for ``json.dump``, not an empty one, whose items are made one after the other as they are written."""
+
+    def __init__(self, items: Iterable[Any]):
+        super().__init__([None])  # the encoder asks whether it is empty
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
 
 
 def write_tree(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
