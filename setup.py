@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "mlfsic_jax" / "__init__.py").read_text()).group(1)
+APP = ["exiv2>=0.19", "fastapi>=0.115", "uvicorn>=0.30"]
 
 setup(
     name="mlfsic_jax",
@@ -18,7 +19,9 @@ setup(
     license_files=["LICENSE"],
     packages=[*find_packages(include=["mlfsic_jax*"]), "mlfsic_jax.configs"],
     package_dir={"mlfsic_jax.configs": "configs"},  # for --config=configs/NAME.py from any folder
-    package_data={"mlfsic_jax": ["py.typed", "data/*.json", "data/*.safetensors", "report/report.html.jinja"]},
+    package_data={
+        "mlfsic_jax": ["py.typed", "data/*.json", "data/*.safetensors", "report/report.html.jinja", "app/page/*"]
+    },
     python_requires=">=3.11",
     # constraints.txt pins the versions that the tests ran with.
     install_requires=[
@@ -44,10 +47,12 @@ setup(
     extras_require={
         "test": [
             *("chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9"),
-            *("scikit-learn>=1.5", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"),
+            *("scikit-learn>=1.5", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", *APP),
         ],
+        "app": APP,
         "notebooks": ["ipykernel>=6.29", "notebook>=7.0"],
         "torch": ["torch>=2.6"],
+        "bench": ["openvino>=2025.0", "torch>=2.6"],  # what the benchmark compares with
         "text": ["huggingface_hub>=1.0", "torch>=2.6", "transformers>=5.0"],
         "word2vec": ["gensim>=4.4"],
         "heic": ["pillow-heif>=0.20"],

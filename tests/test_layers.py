@@ -17,6 +17,7 @@ ARROWS = {
     "report": VALUES,
     "paper": VALUES,
     "bench": VALUES,
+    "app": VALUES,
 }
 TYPES = {"methods": {"data.features"}}  # only under TYPE_CHECKING
 

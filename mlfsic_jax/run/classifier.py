@@ -102,7 +102,7 @@ class Classifier(NamedTuple):
             raise InputError(f"method {self.method} does not compare regions: fit with one of {', '.join(able)}")
         images = _embed_photos(self.predictor, self.trained, self.method, [photo])
         found = {name: np.asarray(x) for name, x in method.explain(trained, self.state, images).items()}
-        return found, _probabilities(self, images)[0]
+        return found, probabilities(self, images)[0]
 
 
 def fit(
@@ -135,8 +135,7 @@ def fit(
     """
     names, matrix = _label_matrix(photos, labels, label_names)
     median = statistics.median(matrix.sum(axis=0).tolist())
-    # of two shot counts that are equally near, the larger
-    trained = min(predictor.trained, key=lambda t: (abs(t.n_shot - median), -t.n_shot))
+    trained = nearest_shots(predictor, median)
     note = _note(predictor, trained, method, median)
     chosen = method or _best(trained)
     value = _method(predictor, trained, chosen)
@@ -184,10 +183,22 @@ def predict_each(classifier: Classifier, photos: Iterable[Any]) -> Iterator[np.n
     """``Classifier.predict`` in a few photos' memory: float32 [C] for each photo, or why it cannot be read."""
 
     def predict(images: dict[str, jax.Array], errors: list[InputError | None]) -> list[np.ndarray | InputError]:
-        rows = _probabilities(classifier, images)
+        rows = probabilities(classifier, images)
         return [row if error is None else error for row, error in zip(rows, errors, strict=False)]
 
     yield from itertools.chain.from_iterable(_map_embedded(predict, *classifier[:3], photos))
+
+
+def embed_each(
+    predictor: Predictor, trained: Trained, method: str, photos: Iterable[Any]
+) -> Iterator[dict[str, np.ndarray] | InputError]:
+    """``Method.embed`` of photos in a few photos' memory: for each its row of every array, or why it cannot be read."""
+
+    def rows(images: dict[str, jax.Array], errors: list[InputError | None]) -> list[dict[str, np.ndarray] | InputError]:
+        arrays = {name: np.asarray(x) for name, x in images.items()}
+        return [error or {name: x[i] for name, x in arrays.items()} for i, error in enumerate(errors)]
+
+    yield from itertools.chain.from_iterable(_map_embedded(rows, predictor, trained, method, photos))
 
 
 def labels_above(classifier: Classifier, probabilities: np.ndarray) -> tuple[str, ...]:
@@ -214,9 +225,14 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
     return names, np.array([[name in photo for name in names] for photo in each], bool).reshape(len(each), len(names))
 
 
+def nearest_shots(predictor: Predictor, per_label: float) -> Trained:
+    """The model for the shot count nearest to this many photos per label; of two that are equally near, the larger."""
+    return min(predictor.trained, key=lambda trained: (abs(trained.n_shot - per_label), -trained.n_shot))
+
+
 def _filled(n: int) -> int:
     """How many photos ``n`` are filled up to, for methods that take unknown labels."""
-    return max(8, 1 << (n - 1).bit_length()) if n <= 64 else -(-n // 64) * 64
+    return 8 if n <= 8 else -(-n // 64) * 64
 
 
 def _best(trained: Trained) -> str:
@@ -360,8 +376,8 @@ def _score(method: Method, trained, state, images):
     return method.score(trained, state, images)
 
 
-def _probabilities(classifier: Classifier, images: Mapping[str, Any]) -> np.ndarray:
-    """float32 [Q, C] for one batch of photos."""
+def probabilities(classifier: Classifier, images: Mapping[str, Any]) -> np.ndarray:
+    """float32 [Q, C] for photos that went through ``Method.embed``."""
     trained, name = classifier.trained, classifier.method
     scores = np.asarray(_score(trained.methods[name], trained_of(trained, name), classifier.state, images))
     return np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1).astype(np.float32)

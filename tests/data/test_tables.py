@@ -38,7 +38,7 @@ def labelled(folder, *cells):
         (["dog", "cat", "bird"], [["dog"], ["cat"], ["bird"]], ""),
         (["dog|cat", "cat | bird", ""], [["dog", "cat"], ["cat", "bird"], []], "|"),
         (["dog;cat", "bird"], [["dog", "cat"], ["bird"]], ";"),
-        (["dog#cat", "dog"], [["dog", "cat"], ["dog"]], "#"),  # doccano
+        (["dog#cat", "dog", ""], [["dog", "cat"], ["dog"], []], "#"),  # doccano
         (["dog, cat", "cat"], [["dog", "cat"], ["cat"]], ","),
         (["dog, cat", "bird, dog"], [["dog", "cat"], ["bird", "dog"]], ","),  # dog is first here and last there
         (

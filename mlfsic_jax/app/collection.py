@@ -1,0 +1,186 @@
+"""The photos of a folder: their features and thumbnails, made once in the background and kept in the cache."""
+
+import collections
+import hashlib
+import io
+import itertools
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mlfsic_jax.app.store import from_sql, to_sql
+from mlfsic_jax.data.photo_files import photos_below
+from mlfsic_jax.data.transforms import decode_photo
+from mlfsic_jax.run.classifier import embed_each
+from mlfsic_jax.run.saved import Predictor, Trained
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import reason, reported
+
+THUMBNAIL = 320  # pixels of the longest side
+_AT_ONCE = 64  # photos between looks at whether to stop
+_FEATURES = ("x", "l")  # of ``Method.embed``, what is kept of a photo
+_TABLES = """
+create table if not exists photo (name text primary key, state text, size text, values_ blob, error text);
+create table if not exists thumbnail (name text primary key, state text, jpeg blob);
+"""
+
+
+class Progress(NamedTuple):
+    """How far the features are."""
+
+    embedded: int  # photos, with those that cannot be read
+    rate: float  # photos per second since the start
+    left_s: float  # seconds left at this rate
+
+
+class Collection:
+    """Photos 0 to N - 1 of a folder and its sub-folders, sorted by path.
+
+    Attributes:
+      names: N paths relative to the folder.
+      features: name -> float16 [N, ...], of ``Method.embed``; zero where ``embedded`` is not 1.
+      embedded: int8 [N], 1 for photos whose features are there, -1 for those that cannot be read, 0 for others.
+      errors: why photos cannot be read, by their number.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor, trained: Trained, method: str, cache_dir: Path) -> None:
+        self.folder, self._model = folder, (predictor, trained, method)
+        self._paths = photos_below(folder)
+        if not self._paths:
+            raise InputError(f"--images={folder} holds no photos")
+        self.names = tuple(path.relative_to(folder).as_posix() for path in self._paths)
+        self.number = {name: i for i, name in enumerate(self.names)}
+        self.embedded = np.zeros(len(self.names), np.int8)
+        self.features: dict[str, np.ndarray] = {}
+        self.errors: dict[int, str] = {}
+        self.count = 0  # how often features came
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._lock, self._stop, self._start = threading.RLock(), threading.Event(), (0, time.monotonic())
+        what = f"{os.path.realpath(folder)} {predictor.manifest['identity']['weights']} {predictor.image_size}"
+        file = cache_dir / "app" / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:16]}.sqlite"
+        with reported(f"--cache_dir={cache_dir} cannot be written", "give another", (OSError, sqlite3.Error)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=60)
+            self._file.execute("pragma journal_mode = wal")
+            self._file.execute("pragma synchronous = normal")
+            self._file.executescript(_TABLES)
+        self._read_cache()
+
+    def close(self) -> None:
+        self._stop.set()
+        with self._lock:
+            self._file.close()
+
+    def progress(self) -> Progress:
+        done, (before, since) = int(np.count_nonzero(self.embedded)), self._start
+        rate = (done - before) / max(time.monotonic() - since, 1e-3)
+        return Progress(done, rate, (len(self.names) - done) / rate if rate else 0.0)
+
+    def embed_all(self, told: Callable[[], None]) -> None:
+        """Computes the features that are missing, calling ``told`` after some; ``close`` elsewhere ends it."""
+        missing = collections.deque(np.flatnonzero(self.embedded == 0).tolist())
+        self._start = len(self.names) - len(missing), time.monotonic()
+        while missing and not self._stop.is_set():
+            some = [missing.popleft() for _ in range(min(_AT_ONCE, len(missing)))]
+            states = [self.state(i) for i in some]
+            rows = list(embed_each(*self._model, [self._paths[i] for i in some]))
+            for i, row in zip(some, rows, strict=True):
+                self._set(i, row if isinstance(row, InputError) else {name: row[name] for name in _FEATURES})
+            with self._lock:
+                if self._stop.is_set():
+                    return
+                self._keep(some, states)
+            told()
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Width and height of a photo as it is seen; (0, 0) where it cannot be read."""
+        if i not in self._sizes:
+            try:
+                with Image.open(self._paths[i]) as image:
+                    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                    self._sizes[i] = image.size[::-1] if turned else image.size
+            except Exception:  # a damaged file makes Pillow raise nearly anything
+                self._sizes[i] = (0, 0)
+        return self._sizes[i]
+
+    def path(self, i: int) -> Path:
+        return self._paths[i]
+
+    def jpeg(self, i: int, side: int) -> bytes:
+        """A photo, upright, its longest side at most ``side`` pixels; ``InputError`` where it cannot be read."""
+        pixels = decode_photo(self._paths[i], str(self._paths[i]), side)
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((side, side))
+        image.save(file, "jpeg", quality=85)
+        return file.getvalue()
+
+    def thumbnail(self, i: int) -> bytes:
+        """``jpeg`` of ``THUMBNAIL`` pixels, from the cache once it was made."""
+        stored, state = to_sql(self.names[i]), self.state(i)
+        with self._lock:
+            query = "select jpeg from thumbnail where name = ? and state = ?"
+            found = self._file.execute(query, (stored, state)).fetchone()
+        if found:
+            return found[0]
+        made = self.jpeg(i, THUMBNAIL)
+        with self._lock:
+            if not self._stop.is_set():
+                self._file.execute("insert or replace into thumbnail values (?, ?, ?)", (stored, state, made))
+        return made
+
+    def regions(self, i: int, method: Trained) -> Mapping[str, np.ndarray]:
+        """``Method.embed`` of one photo by other methods of the same model, such as one that explains."""
+        predictor, _, name = self._model
+        (row,) = embed_each(predictor, method, name, [self._paths[i]])
+        if isinstance(row, InputError):
+            raise row
+        return row
+
+    def state(self, i: int) -> str:
+        """What tells that a file has changed."""
+        try:
+            status = self._paths[i].stat()
+        except OSError as error:
+            return reason(error)
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def _set(self, i: int, row: Mapping[str, np.ndarray] | InputError) -> None:
+        if isinstance(row, InputError):
+            self.errors[i], self.embedded[i] = str(row), -1
+            return
+        for name, value in row.items():
+            if name not in self.features:
+                self.features[name] = np.zeros((len(self.names), *value.shape), np.float16)
+            self.features[name][i] = value
+        self.embedded[i] = 1
+
+    def _keep(self, numbers: list[int], states: list[str]) -> None:
+        rows = []
+        for i, state in zip(numbers, states, strict=True):
+            values = None if i in self.errors else b"".join(self.features[name][i].tobytes() for name in _FEATURES)
+            shapes = None if values is None else str(len(self.features["x"][i]))
+            rows.append((to_sql(self.names[i]), state, shapes, values, self.errors.get(i)))
+        self._file.executemany("insert or replace into photo values (?, ?, ?, ?, ?)", rows)
+        self.count += 1
+
+    def _read_cache(self) -> None:
+        for stored, state, length, values, error in self._rows():
+            i = self.number.get(from_sql(stored))
+            if i is None or state != self.state(i):
+                continue
+            if error is None:
+                flat = np.frombuffer(values, np.float16)
+                self._set(i, dict(zip(_FEATURES, np.split(flat, [int(length)]), strict=True)))
+            else:
+                self._set(i, InputError(error))
+
+    def _rows(self) -> Iterator[tuple]:
+        cursor = self._file.execute("select name, state, size, values_, error from photo")
+        return itertools.chain.from_iterable(iter(lambda: cursor.fetchmany(1000), []))

@@ -1,0 +1,259 @@
+"""The HTTP interface of the app: JSON for the page, JPEGs, and downloads.
+
+It serves the photos of one folder by their numbers, never a path. Where it listens on the loopback address only, it
+answers under a loopback name alone, so that no other site can reach it by a name of its own; elsewhere it wants the
+token that stands in the address. What changes something has to be JSON, which other sites' pages cannot send.
+"""
+
+import hmac
+import importlib.resources
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import Body, FastAPI, Query, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from mlfsic_jax.app import exchange, keywords
+from mlfsic_jax.app.reasons import Reasons
+from mlfsic_jax.app.session import Session, marked
+from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.untrusted import expand, shown
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_COOKIE = "mlfsic_token"
+_MOST = 500  # photos in one answer
+_SIDE = 2048  # pixels, of the largest photo that is sent
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'self'",
+    **{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"},
+}
+
+
+def create_app(session: Session, token: str = "") -> FastAPI:
+    """The app for one folder. With ``token``, any name of this computer is answered to those who have it."""
+    app = FastAPI(openapi_url=None)
+    app.middleware("http")(_guard(token))
+    app.exception_handler(InputError)(lambda _, error: JSONResponse({"error": str(error)}, 400))
+    _add_page(app)
+    _add_photos(app, session)
+    _add_changes(app, session)
+    _add_exchange(app, session)
+    return app
+
+
+def _guard(token: str):
+    async def guard(request: Request, call_next):
+        given = request.query_params.get("token", "") or request.cookies.get(_COOKIE, "")
+        host = request.headers.get("host", "").rsplit(":", 1)[0]
+        if token and not hmac.compare_digest(given.encode(), token.encode()):
+            return JSONResponse({"error": "open the address that the app printed, with its token"}, 403)
+        if not token and host not in LOOPBACK:
+            return JSONResponse({"error": f"this app answers on {LOOPBACK[0]} only"}, 403)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if request.method != "GET" and kind != "application/json":
+            return JSONResponse({"error": "changes are sent as application/json"}, 415)
+        if "token" in request.query_params and request.url.path == "/":
+            response = RedirectResponse("/")
+            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+            return response
+        response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    return guard
+
+
+def _add_page(app: FastAPI) -> None:
+    pages = importlib.resources.files("mlfsic_jax.app").joinpath("page")
+    files = {file.name: file for file in pages.iterdir() if os.path.splitext(file.name)[1] in _TYPES}
+
+    def send(name: str) -> Response:
+        if name not in files:
+            return JSONResponse({"error": "there is no such file"}, 404)
+        kind = _TYPES[os.path.splitext(name)[1]]
+        return Response(files[name].read_bytes(), media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    app.get("/")(lambda: send("index.html"))
+    app.get("/static/{name}")(send)
+
+
+def _add_photos(app: FastAPI, session: Session) -> None:
+    collection, reasons = session.collection, Reasons(session)
+
+    def number(i: int) -> int:
+        if not 0 <= i < len(collection.names):
+            raise InputError(f"there is no photo {i}")
+        return i
+
+    @app.get("/api/state")
+    def state() -> Response:
+        return _json(_state(session))
+
+    @app.get("/api/photos")
+    def photos(
+        order: str = "suggested",
+        label: str = "",
+        show: str = "all",
+        offset: int = 0,
+        limit: int = 100,
+        ids: list[int] = Query([]),  # noqa: B008, these photos, in this order
+    ) -> Response:
+        version = session.fitted_version
+        found = [number(i) for i in ids] if ids else session.photos(order, show, label)
+        some = found[max(0, offset) : max(0, offset) + min(max(0, limit), _MOST)]
+        rows = [session.describe(int(i)) for i in some]
+        return _json({"version": version, "total": len(found), "photos": rows})
+
+    @app.get("/api/photos/{i}/reasons")
+    def why(i: int) -> Response:
+        return _json(reasons.describe(number(i)))
+
+    @app.get("/api/labels/{name:path}")
+    def label(name: str) -> Response:
+        return _json(session.quality(name))
+
+    @app.get("/thumb/{i}")
+    def thumbnail(i: int) -> Response:
+        return Response(collection.thumbnail(number(i)), media_type="image/jpeg", headers=_KEEP)
+
+    @app.get("/photo/{i}")
+    def photo(i: int, side: int = 1600) -> Response:
+        side = min(max(16, side), _SIDE)
+        return Response(collection.jpeg(number(i), side), media_type="image/jpeg", headers=_KEEP)
+
+
+_KEEP = {"Cache-Control": "private, max-age=3600"}
+
+
+def _state(session: Session) -> dict[str, Any]:
+    collection, store, fitted = session.collection, session.store, session.fitted
+    progress, counts = collection.progress(), session.counts()
+    labels = [label._asdict() | counts.get(label.name, {}) for label in store.labels()]
+    beta = 1.0 if fitted is None else float(fitted.classifier.state["fit"].beta)
+    unreadable = [{"name": collection.names[i], "why": why} for i, why in list(collection.errors.items())[:20]]
+    return {
+        **{"folder": collection.folder.resolve().name, "version": store.version, "fitted": session.fitted_version},
+        "fits": session.fits,  # so far: further features, too, change probabilities
+        **{"photos": len(collection.names), "embedded": progress.embedded, "rate": progress.rate},
+        **{"left_s": progress.left_s, "unreadable": unreadable, "labels": labels, "can_undo": store.can_undo},
+        **{"names_used": beta > 0, "note": session.note},
+    }
+
+
+def _add_changes(app: FastAPI, session: Session) -> None:
+    store, collection = session.store, session.collection
+
+    def answer(version: int, **more: Any) -> Response:
+        session.changed()
+        return _json({"version": version, **more})
+
+    @app.post("/api/decide")
+    def decide(body: dict[str, Any] = Body()) -> Response:  # noqa: B008, FastAPI's way
+        found = []
+        for one in _list(body, "decisions"):
+            i, value = _get(one, "photo", int), one.get("value")
+            if not 0 <= i < len(collection.names) or value not in (None, 0, 1):
+                raise InputError(f"no photo {shown(i)}, or no value 1, 0 or null: {shown(value)}")
+            found.append((collection.names[i], _get(one, "label", str), value))
+        return answer(store.decide(found))
+
+    @app.post("/api/undo")
+    def undo() -> Response:
+        names = store.undo()
+        numbers = [collection.number[name] for name in names if name in collection.number]
+        return answer(store.version, photos=numbers)
+
+    @app.post("/api/labels")
+    def add(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        wordings = [_typed(text, str, "wordings") for text in body.get("wordings") or ()]
+        return answer(store.name_label(_get(body, "name", str), wordings))
+
+    @app.post("/api/labels/remove")
+    def remove(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        return answer(store.remove_label(_get(body, "name", str)))
+
+    @app.post("/api/threshold")
+    def threshold(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        return answer(store.set_threshold(_get(body, "label", str), float(_get(body, "value", (int, float)))))
+
+
+def _add_exchange(app: FastAPI, session: Session) -> None:
+    store, collection = session.store, session.collection
+
+    def photos() -> Iterator[exchange.Marked]:
+        for i, name in enumerate(collection.names):
+            if i not in collection.errors:
+                yield exchange.Marked(name, collection.size(i), *marked(session, i))
+
+    @app.get("/api/export")
+    def export(format: str = "csv", proposals: bool = False) -> Response:
+        names = [label.name for label in store.labels()]
+        found = exchange.export(
+            photos(), names, session.thresholds(), format, proposals, collection.folder.resolve().name
+        )
+        file, kind, content = found
+        headers = {"Content-Disposition": f'attachment; filename="{file}"'}
+        return StreamingResponse(content, media_type=kind, headers=headers)
+
+    @app.post("/api/import")
+    def read(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        name, content = _get(body, "name", str), _get(body, "content", str)
+        labels, names, skipped = exchange.read(
+            name, content.encode(errors="surrogatepass"), collection.names, collection.folder
+        )
+        return _json(take(labels, names) | {"skipped": skipped})
+
+    @app.post("/api/import/keywords")
+    def read_keywords() -> Response:
+        labels, skipped = {}, []
+        for i, name in enumerate(collection.names):
+            try:
+                if found := keywords.read(collection.path(i)):
+                    labels[name] = found
+            except InputError as error:
+                skipped.append(str(error))
+        names = list(dict.fromkeys(word for words in labels.values() for word in words))
+        return _json(take(labels, names) | {"skipped": skipped})
+
+    def take(labels, names) -> dict[str, Any]:
+        for name in names:
+            if name not in session.thresholds():
+                store.name_label(name)
+        store.decide((photo, name, 1) for photo, given in labels.items() for name in given)
+        session.changed()
+        return {"version": store.version, "photos": len(labels), "labels": list(names)}
+
+    @app.post("/api/keywords")
+    def write_keywords(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        out, thresholds = expand(_get(body, "out", str)), session.thresholds()
+        given = []
+        for one in photos():
+            above = [name for name, p in one.proposed.items() if p > thresholds[name]] if body.get("proposals") else []
+            if one.yes or above:
+                given.append((one.name, (*one.yes, *above)))
+        return _json({"written": keywords.write(Path(collection.folder), out, given), "out": str(out)})
+
+
+def _json(value: Any) -> Response:
+    # ensure_ascii: a photo's name need not be text in UTF-8
+    return Response(json.dumps(value), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _get(body: Any, name: str, kind: Any) -> Any:
+    if not isinstance(body, dict):
+        raise InputError(f"{shown(body)} is no object with the field {name}")
+    return _typed(body.get(name), kind, name)
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{name} is missing or wrong: {shown(value)}")
+    return value
+
+
+def _list(body: Any, name: str) -> list[Any]:
+    return _get(body, name, list)

@@ -1,0 +1,194 @@
+"""A folder that is being labelled."""
+
+import time
+
+import numpy as np
+import pytest
+
+import mlfsic_jax as mf
+from mlfsic_jax.app.reasons import Reasons
+from mlfsic_jax.app.session import open_session
+from mlfsic_jax.run import proposals
+from mlfsic_jax.system.errors import InputError
+
+LABELS = ("cat", "dog", "hot dog")
+
+
+def decide(session, *decisions):
+    session.store.decide((session.collection.names[i], label, value) for i, label, value in decisions)
+    session.refit()
+
+
+def readable(session):
+    return [i for i in range(len(session.collection.names)) if i not in session.collection.errors]
+
+
+def test_probabilities_are_those_of_predict(session, predictor):
+    photos = [session.collection.path(i) for i in readable(session)]
+    few = mf.fit(predictor, [], [], label_names=LABELS)
+    expected = few.predict(photos).probabilities  # x and l are kept as float16
+    np.testing.assert_allclose(session.fitted.probabilities[readable(session)], expected, atol=5e-3)
+    assert np.ptp(expected, axis=0).max() > 0.1
+    first, second = readable(session)[:2]
+    decide(session, (first, "cat", 1), (second, "dog", 1))
+    few = mf.fit(predictor, photos[:2], ["cat", "dog"], label_names=LABELS)
+    expected = few.predict(photos).probabilities
+    np.testing.assert_allclose(session.fitted.probabilities[readable(session)], expected, atol=5e-3)
+
+
+def test_an_undecided_label_is_no_only_beside_a_confirmed_one():
+    nan = np.nan
+    decided = np.array([[1, nan, 0], [nan, 0, nan], [nan, nan, nan]])
+    np.testing.assert_array_equal(proposals.targets(decided), [[1, 0, 0], [nan, 0, nan], [nan, nan, nan]])
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_the_others_go_on(session):
+    (i,) = session.collection.errors
+    assert session.collection.names[i] == "damaged.jpg" and "damaged" in session.collection.errors[i]
+    assert session.probabilities(i) is None and session.describe(i)["error"]
+    assert session.collection.progress().embedded == len(session.collection.names) == 10
+
+
+def test_features_are_computed_once_and_again_where_a_photo_changed(session, folder, predictor, tmp_path, monkeypatch):
+    before = {name: x.copy() for name, x in session.collection.features.items()}
+    names = session.collection.names
+    session.close()
+    (folder / "0.png").write_bytes((folder / "1.png").read_bytes())
+    (folder / "2.png").unlink()
+    again = open_session(folder, None, predictor, tmp_path / "cache")
+    i = again.collection.number["0.png"]
+    assert [n for n in again.collection.names if n != "0.png"] == [n for n in names if n not in ("0.png", "2.png")]
+    assert np.flatnonzero(again.collection.embedded == 0).tolist() == [i]
+    again.collection.embed_all(lambda: None)
+    for name, x in again.collection.features.items():
+        np.testing.assert_array_equal(x[i], before[name][names.index("1.png")])
+        np.testing.assert_array_equal(x[again.collection.number["5.png"]], before[name][names.index("5.png")])
+    again.close()
+
+
+def test_orders_and_filters(session):
+    numbers = readable(session)
+    p = session.fitted.probabilities[:, 1]
+    assert session.photos("name", "all", "").tolist() == list(range(10))
+    found = session.photos("certain", "all", "dog")
+    assert found[:-1].tolist() == sorted(numbers, key=lambda i: -p[i]) and found[-1] in session.collection.errors
+    found = session.photos("uncertain", "all", "dog")
+    assert found[:-1].tolist() == sorted(numbers, key=lambda i: abs(p[i] - 0.5))
+    first, second, third = numbers[:3]
+    decide(session, (first, "dog", 1), (second, "dog", 0), (third, "cat", 1))
+    assert session.photos("name", "yes", "dog").tolist() == [first]
+    assert session.photos("name", "no", "dog").tolist() == [second]
+    assert set(session.photos("name", "undecided", "")) == set(range(10)) - {first, second, third}
+    assert third in session.photos("name", "undecided", "dog")
+    session.store.set_threshold("dog", 0.0)
+    assert set(session.photos("name", "proposed", "dog")) == set(numbers) - {first, second}
+    assert set(session.photos("suggested", "all", "dog")[-3:-1]) == {first, second}  # what is decided comes last
+    with pytest.raises(InputError, match="no label 'cow'"):
+        session.photos("name", "all", "cow")
+
+
+def test_counts_and_quality_at_the_threshold(session):
+    numbers = readable(session)
+    decide(session, *((i, "cat", int(k < 3)) for k, i in enumerate(numbers[:6])))
+    fitted = session.fitted
+    assert fitted.support.tolist() == numbers[:6]
+    truth, scores = np.arange(6) < 3, fitted.left_out[:, 0]
+    threshold = float(np.sort(scores)[2:4].mean())
+    session.store.set_threshold("cat", threshold)
+    above = scores > threshold
+    found = session.quality("cat")
+    assert found["judged"] == 6 and found["examples"] == numbers[:3]
+    assert found["precision"] == (above & truth).sum() / 3 and found["recall"] == (above & truth).sum() / 3
+    assert sum(found["histogram"]) == 9 and sum(found["decided_histogram"]["yes"]) == 3
+    assert session.counts()["cat"]["yes"] == 3 and session.counts()["cat"]["no"] == 3
+    assert session.quality("dog")["precision"] is None
+
+
+def test_left_out_probabilities_are_those_of_fits_without_the_photo(session):
+    numbers = readable(session)
+    marks = [(i, label, int((i + c) % 3 == 0)) for i in numbers[:6] for c, label in enumerate(LABELS)]
+    decide(session, *marks)
+    whole = session.fitted
+    method = session.fitted.classifier.trained.methods["class_word_ridge"]
+    for row, i in enumerate(numbers[:6]):
+        decide(session, *((i, label, None) for label in LABELS))
+        rest = session.fitted
+        if rest.classifier.state["fit"].beta == whole.classifier.state["fit"].beta:
+            # the centre of the scores, which all of the support has a say in, is left as it is
+            shift = _centre(rest) - _centre(whole)
+            found = _logit(rest.probabilities[i]) + session_slope(rest) * shift
+            np.testing.assert_allclose(found, _logit(whole.left_out[row]), atol=0.15)  # x and l are float16
+        decide(session, *((n, label, value) for n, label, value in marks if n == i))
+    assert method.takes_unknown
+
+
+def _centre(fitted):
+    from mlfsic_jax.core.word_ridge import left_out_centre
+
+    state = fitted.classifier.state
+    return np.asarray(left_out_centre(state["fit"].left_out, state["labels"]))
+
+
+def session_slope(fitted):
+    return fitted.classifier.trained.calibration["class_word_ridge"][0]
+
+
+def _logit(p):
+    return np.log(p) - np.log1p(-p)
+
+
+def test_information_is_less_where_the_support_is_alike():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 5))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    p = np.full((6, 2), 0.5)
+    p[3] = 0.99
+    found = proposals.information(p, x, np.array([0, 1]))
+    for i in range(6):
+        k, gram = x[:2] @ x[i], x[:2] @ x[:2].T + np.eye(2)
+        entropy = -(p[i] * np.log(p[i]) + (1 - p[i]) * np.log(1 - p[i])).sum()
+        assert found[i] == pytest.approx(entropy * (1 - k @ np.linalg.solve(gram, k)), rel=1e-4)
+
+
+def test_reasons_add_up_and_name_examples(session):
+    numbers = readable(session)
+    decide(session, (numbers[0], "cat", 1), (numbers[1], "dog", 1), (numbers[2], "hot dog", 1))
+    found = Reasons(session).describe(numbers[4])
+    state, x = session.fitted.classifier.state, session.collection.features["x"].astype(np.float64)
+    probabilities = [one["probability"] for one in found["labels"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    for one in found["labels"]:
+        c = LABELS.index(one["label"])
+        dual = np.asarray(state["fit"].dual)[:3, c]
+        photos = sum(dual[s] * (x[numbers[s]] @ x[numbers[4]]) for s in range(3))
+        assert one["photos"] == pytest.approx(photos, abs=2e-3)
+        centre = _centre(session.fitted)[c]
+        logit = session_slope(session.fitted) * (one["words"] + one["photos"] - centre)
+        logit += session.fitted.classifier.trained.calibration["class_word_ridge"][1]
+        assert _logit(one["probability"]) == pytest.approx(logit, abs=0.05)
+        assert np.array(one["heat"]).shape == tuple(found["grid"])
+        assert {match["photo"] for match in one["matches"]} <= set(numbers[:3])
+        assert one["classes"] and all(isinstance(name, str) for name, _ in one["classes"])
+
+
+def test_the_fit_follows_changes_in_the_background(folder, predictor, tmp_path):
+    session = open_session(folder, None, predictor, tmp_path / "cache")
+    session.start()
+    session.store.name_label("cat")
+    session.changed()
+    end = time.monotonic() + 60
+    while session.fitted is None or session.collection.progress().embedded < 10 or session._count < 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    session.store.name_label("dog")
+    session.changed()
+    while session.fitted.label_names != ("cat", "dog"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    session.close()
+
+
+def test_an_empty_folder_is_refused(tmp_path, predictor):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no photos"):
+        open_session(tmp_path / "empty", None, predictor, tmp_path / "cache")
