@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "mlfsic_jax" / "__init__.py").read_text()).group(1)
-APP = ["exiv2>=0.19", "fastapi>=0.115", "uvicorn>=0.30"]
+APP, KEYWORDS = ["fastapi>=0.115", "uvicorn>=0.30"], ["exiv2>=0.19"]  # exiv2 is under the GPL
 
 setup(
     name="mlfsic_jax",
@@ -47,9 +47,10 @@ setup(
     extras_require={
         "test": [
             *("chex>=0.1.90", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9"),
-            *("scikit-learn>=1.5", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", *APP),
+            *("scikit-learn>=1.5", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", *APP, *KEYWORDS),
         ],
         "app": APP,
+        "keywords": KEYWORDS,  # of photos, which the app writes
         "notebooks": ["ipykernel>=6.29", "notebook>=7.0"],
         "torch": ["torch>=2.6"],
         "bench": ["openvino>=2025.0", "torch>=2.6"],  # what the benchmark compares with

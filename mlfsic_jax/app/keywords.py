@@ -79,7 +79,7 @@ def _exiv2() -> Any:
     try:
         import exiv2
     except ImportError as error:
-        raise InputError('exiv2 is missing, which keywords need: pip install "mlfsic_jax[app]"') from error
+        raise InputError('exiv2 is missing, which keywords need: pip install "mlfsic_jax[keywords]"') from error
     exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # what matters comes as an exception
     return exiv2
 
