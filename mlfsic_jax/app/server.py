@@ -5,11 +5,12 @@ answers under a loopback name alone, so that no other site can reach it by a nam
 token that stands in the address. What changes something has to be JSON, which other sites' pages cannot send.
 """
 
+import hashlib
 import hmac
 import importlib.resources
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from mlfsic_jax.app import exchange, keywords
+from mlfsic_jax.app.collection import Collection
 from mlfsic_jax.app.reasons import Reasons
 from mlfsic_jax.app.session import Session, marked
 from mlfsic_jax.system.errors import InputError
@@ -117,16 +119,23 @@ def _add_photos(app: FastAPI, session: Session) -> None:
         return _json(session.quality(name))
 
     @app.get("/thumb/{i}")
-    def thumbnail(i: int) -> Response:
-        return Response(collection.thumbnail(number(i)), media_type="image/jpeg", headers=_KEEP)
+    def thumbnail(i: int, request: Request) -> Response:
+        return _jpeg(request, collection, number(i), lambda: collection.thumbnail(i))
 
     @app.get("/photo/{i}")
-    def photo(i: int, side: int = 1600) -> Response:
+    def photo(i: int, request: Request, side: int = 1600) -> Response:
         side = min(max(16, side), _SIDE)
-        return Response(collection.jpeg(number(i), side), media_type="image/jpeg", headers=_KEEP)
+        return _jpeg(request, collection, number(i), lambda: collection.jpeg(i, side))
 
 
-_KEEP = {"Cache-Control": "private, max-age=3600"}
+def _jpeg(request: Request, collection: Collection, i: int, make: Callable[[], bytes]) -> Response:
+    """A photo, unless the browser has it; numbers are given anew when photos come, so it has to ask."""
+    state = f"{collection.names[i]} {collection.state(i)}"
+    tag = f'"{hashlib.sha256(os.fsencode(state)).hexdigest()[:16]}"'
+    headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(make(), media_type="image/jpeg", headers=headers)
 
 
 def _state(session: Session) -> dict[str, Any]:

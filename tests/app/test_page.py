@@ -10,6 +10,8 @@ import pytest
 
 from mlfsic_jax.data.folder import read_csv
 
+pytestmark = pytest.mark.extras  # Playwright and a browser
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 PATIENCE_MS = 20_000  # until a fit is there that other processes may slow down
 LABEL_BOX, FIRST = "#names", ".tile:nth-child(1)"
@@ -18,6 +20,8 @@ LABEL_BOX, FIRST = "#names", ".tile:nth-child(1)"
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright: pip install it")
+    for name in ("fastapi", "uvicorn"):
+        pytest.importorskip(name, reason="the app needs it: pip install 'mlfsic_jax[app]'")
     found = os.environ.get("MLFSIC_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
         pytest.skip("no chromium and no google-chrome: install one, or set MLFSIC_CHROMIUM to its path")

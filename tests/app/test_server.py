@@ -94,7 +94,11 @@ def test_photos_are_sent_upright_and_small(session, ask):
         assert answer.headers["Content-Type"] == "image/jpeg" and Image.open(io.BytesIO(content)).size == size
     described = session.describe(i)
     assert (described["width"], described["height"]) == (40, 44)
-    assert ask.raw("GET", f"/thumb/{i}")[1] == ask.raw("GET", f"/thumb/{i}")[1]
+    answer, content = ask.raw("GET", f"/thumb/{i}")
+    assert ask.raw("GET", f"/thumb/{i}")[1] == content  # now from the cache
+    tag = {"If-None-Match": answer.headers["ETag"]}
+    assert ask.raw("GET", f"/thumb/{i}", **tag)[0].status == 304
+    assert ask.raw("GET", "/thumb/0", **tag)[0].status == 200
 
 
 def test_names_are_sent_as_they_are(session, ask):
