@@ -113,6 +113,24 @@ def prototypes(quick: bool) -> Iterator[Case]:
     )
 
 
+def convolutions(quick: bool) -> Iterator[Case]:
+    """Conv-4's second layer on the photos of a training episode of 64 x 64 pixels, and both of its gradients."""
+    n, side, width = (2, 4, 3) if quick else (40, 32, 64)
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.standard_normal((n, side, side, width), np.float32)) for _ in range(2))
+    kernel = jnp.asarray(rng.standard_normal((3, 3, width, width), np.float32))
+    columns, matrix = jnp.ones((n * side * side, 9 * width)), jnp.ones((9 * width, width))
+    product = jax.jit(jnp.matmul)
+    for what, program in CONVOLUTIONS.items():
+        yield Case(
+            f"3x3 convolution of {n} x {side}x{side}x{width}, {what}",
+            functools.partial(program, x, kernel, dy),
+            {"a matrix product as large": lambda: product(columns, matrix)},
+            work=2.0 * columns.size * width,
+            pytorch=("convolution", what, x, kernel, dy),
+        )
+
+
 def scaling(quick: bool) -> Iterator[Case]:
     """``lcm_select`` mapped over 1, 2, 4 and 8 devices; a CPU's are threads that share its cores."""
     n_images, side, d, n_labels, steps = (8, 2, 8, 3, 2) if quick else (320, 7, 512, 16, 20)
@@ -189,3 +207,15 @@ def _products(features, words):
     with jax.default_matmul_precision("highest"):
         u = features.reshape(len(features), -1, features.shape[-1])
         return jax.lax.map(lambda u: (u @ u.T, u @ words.T), u)
+
+
+def _convolution(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+# x [B, H, W, n], kernel [3, 3, n, m] and the gradient of the output [B, H, W, m] -> the output, or a gradient
+CONVOLUTIONS = {
+    "forward": jax.jit(lambda x, kernel, dy: _convolution(x, kernel)),
+    "to its input": jax.jit(lambda x, kernel, dy: jax.vjp(lambda x: _convolution(x, kernel), x)[1](dy)[0]),
+    "to its kernel": jax.jit(lambda x, kernel, dy: jax.vjp(lambda k: _convolution(x, k), kernel)[1](dy)[0]),
+}

@@ -2,16 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mlfsic_jax import backbones
 from mlfsic_jax.core.episodes import sample_episodes
 from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import View
+from mlfsic_jax.data.transforms import decode_photo
 from mlfsic_jax.run.inputs import PhotoBackbone
 from mlfsic_jax.run.step import Objective, create_optimizer, create_train_state, read_batch, train_steps
 from mlfsic_jax.system import parallel
@@ -68,6 +72,27 @@ def photo_backbone(name: str, axis_name=None) -> PhotoBackbone:
     """A backbone for photos as they are stored, without augmentation."""
     spec = backbones.BACKBONES[name]
     return PhotoBackbone(backbones.create_backbone(name, axis_name), spec.mean, spec.std)
+
+
+def backbone_variables(name: str, size: int):
+    """Random variables of ``photo_backbone`` for photos of ``size`` x ``size`` pixels, on this process's devices."""
+    return parallel.replicate_here(random_variables(photo_backbone(name), np.zeros((1, size, size, 3), np.uint8)))
+
+
+def jpegs(folder: Path, n: int) -> list[Path]:
+    """Photos of the size that VOC's have: 500 x 375 pixels and 70 kB."""
+    rng, paths = np.random.default_rng(0), [folder / f"{i}.jpg" for i in range(n)]
+    for path in paths:
+        blurred = Image.fromarray(rng.integers(0, 255, (19, 25, 3), np.uint8)).resize((500, 375))
+        grainy = np.asarray(blurred) + rng.normal(0, 6, (375, 500, 1))
+        Image.fromarray(np.clip(grainy, 0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
+
+
+def dataset(photos: Sequence[Path]) -> ImageDataset:
+    """A dataset of photo files, of one label and no split."""
+    names, labels = tuple(path.name for path in photos), np.ones((len(photos), 1), bool)
+    return ImageDataset("made_up", ("a",), ("a",), names, labels, lambda i: decode_photo(photos[i], names[i]), "", {})
 
 
 def random_variables(module, *arguments):

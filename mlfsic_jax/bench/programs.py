@@ -1,8 +1,14 @@
 """Cases of whole programs: feature extraction, training steps, evaluation."""
 
+import contextlib
+import functools
+import importlib.util
+import io
+import itertools
 import math
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -13,31 +19,90 @@ import optax
 from mlfsic_jax.bench import made_up
 from mlfsic_jax.bench.measure import Case
 from mlfsic_jax.core.model import BaseModel
+from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import Cache
-from mlfsic_jax.run import experiment
+from mlfsic_jax.data.transforms import resize
+from mlfsic_jax.run import experiment, inputs
 from mlfsic_jax.run.config import create_model, default
 from mlfsic_jax.run.step import create_train_state
 from mlfsic_jax.system import parallel
 
+_LARGE = 32  # photos in a batch for any processor
+
 
 def features(quick: bool) -> Iterator[Case]:
-    """Photos to local features, as the cache is filled."""
-    name, batch, size = ("conv4", 2, 32) if quick else ("resnet50", 32, 224)
-    backbone = made_up.photo_backbone(name)
-    photos = np.random.default_rng(0).integers(0, 255, (batch, size, size, 3), np.uint8)
-    variables = made_up.random_variables(backbone, photos)
-    forward = jax.jit(backbone.apply).lower(variables, photos).compile()
-    work = forward.cost_analysis()["flops"]
-    n = round((work / 2) ** (1 / 3))
-    square, product = jnp.ones((n, n)), jax.jit(lambda x: x @ x)
-    yield Case(
-        f"feature extraction, {name}, {batch} photos of {size}x{size}",
-        lambda: forward(variables, photos),
-        {f"a matrix product as large, {n}^3": lambda: product(square)},
-        work=work,
-        pytorch=("features", name, photos),
-        targets={} if jax.default_backend() == "cpu" else {"peak": 0.5},
-    )
+    """Photos to local features, as predictions and caches get them, beside the large batches of any processor."""
+    on_cpu, several = jax.default_backend() == "cpu", f"in batches of {_LARGE}"
+    cases = (("mobilenet_v2", 192, 224), ("efficientnet_lite0", 96, 320), ("resnet50", 32, 224))
+    for name, n, size in (("conv4", 4, 32),) if quick else cases:
+        photos = np.random.default_rng(0).integers(0, 255, (n, size, size, 3), np.uint8)
+        of = made_up.photo_backbone(name), made_up.backbone_variables(name, size)
+        targets = {"ratio": 1 / 3} if on_cpu else {"peak": 0.5}
+        case = Case(
+            f"feature extraction, {name}, {n} photos of {size}x{size}",
+            functools.partial(inputs.features_of, *of, photos),
+            {several: functools.partial(_in_large_batches, *of, photos)},
+            work=_operations(*of, photos),
+            pytorch=("features", name, photos),
+            targets=targets if (name == "resnet50") != on_cpu else {},
+        )
+        yield case
+        if name == "mobilenet_v2" and on_cpu and importlib.util.find_spec("openvino"):
+            from mlfsic_jax.bench import openvino_reference
+
+            peer = {"OpenVINO": openvino_reference.features(*of, photos)}
+            yield case._replace(name=f"{case.name}, peer", references=peer, targets={"ratio": 1 / 0.9})
+
+
+def extraction(quick: bool) -> Iterator[Case]:
+    """A folder of JPEGs to a cache of local features, beside the backbone alone and the large batches."""
+    on_cpu = jax.default_backend() == "cpu"
+    n, cases = (4, (("conv4", 32),)) if quick else (256, (("mobilenet_v2", 224), ("efficientnet_lite0", 320)))
+    for name, size in cases:
+        of, config = (made_up.photo_backbone(name), made_up.backbone_variables(name, size)), default()
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = made_up.dataset(made_up.jpegs(Path(folder), n))
+            config.backbone, config.data.image_size, config.cache_dir = name, size, f"{folder}/cache"
+            read = functools.partial(_resized, dataset, size)
+            photos = np.stack([*map(read, range(n))])
+            references = {
+                "overhead": ("the backbone alone", functools.partial(inputs.features_of, *of, photos), 1 / 0.85),
+                "gain": (f"in batches of {_LARGE}", functools.partial(_read_in_large_batches, *of, read, n), 1 / 2.5),
+            }
+            for kind, (reference, function, ratio) in references.items():
+                yield Case(
+                    f"{n} JPEGs of 500x375 to a cache, {name}, {kind}",
+                    functools.partial(_fill_cache, config, dataset, *of),
+                    {reference: function},
+                    work=_operations(*of, photos),
+                    targets={"ratio": ratio} if on_cpu else {},
+                )
+
+
+def _resized(dataset: ImageDataset, size: int, i: int) -> np.ndarray:
+    return resize(dataset.load_image(i), size)
+
+
+def _fill_cache(config, dataset: ImageDataset, backbone, variables) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress
+        cache = inputs.feature_cache(config, dataset, backbone, variables, "made up")
+    shutil.rmtree(cache.path)
+
+
+def _in_large_batches(backbone, variables, photos: Iterable[np.ndarray]) -> list[np.ndarray]:
+    remaining = iter(photos)
+    batches = iter(lambda: list(itertools.islice(remaining, _LARGE)), [])
+    return [np.asarray(inputs.backbone_features(backbone, variables, np.stack(some))) for some in batches]
+
+
+def _read_in_large_batches(backbone, variables, read, n: int) -> list[np.ndarray]:
+    photos = parallel.prefetch(read, range(n), readers=4, ahead=2 * _LARGE)
+    return [x.astype(np.float16) for x in _in_large_batches(backbone, variables, photos)]
+
+
+def _operations(backbone, variables, photos: np.ndarray) -> float:
+    """The work of a backbone, from XLA's count for one photo."""
+    return len(photos) * inputs.backbone_features.lower(backbone, variables, photos[:1]).cost_analysis()["flops"]
 
 
 def training(quick: bool) -> Iterator[Case]:

@@ -12,7 +12,8 @@ from mlfsic_jax.bench.measure import Case, Row, machine, measure, peaks
 from mlfsic_jax.system.errors import InputError
 
 _CASES = (
-    *(functions.sample_episode, programs.features, functions.lcm_select, functions.tuning, functions.prototypes),
+    *(functions.sample_episode, programs.features, programs.extraction),
+    *(functions.lcm_select, functions.tuning, functions.prototypes, functions.convolutions),
     *(programs.training, programs.training_memory, programs.training_end_to_end),
     *(programs.evaluation, functions.scaling, functions.growth),
 )

@@ -1,6 +1,6 @@
 """The same computations in plain batched PyTorch, on a CPU, for comparison; imported only where PyTorch is installed.
 
-``lcm``, ``prototypes``, ``training`` and ``features`` return programs by name, to be called with nothing.
+``lcm``, ``prototypes``, ``convolution``, ``training`` and ``features`` return programs by name, called with nothing.
 """
 
 import functools
@@ -84,6 +84,18 @@ def label_prototypes(module: Prototypes | BaseModel, p, regions, labels, words, 
 
     u = normalised(torch.einsum("ckd,cde->cke", flat[top], theta_1), "dynamic.norm_1")
     return attended + normalised(torch.einsum("cke,ced->ckd", u, theta_2), "dynamic.norm_2").mean(dim=1)
+
+
+def convolution(what: str, x, kernel, dy) -> dict[str, Callable[[], torch.Tensor]]:
+    """One of ``functions.CONVOLUTIONS``, its arrays and result with their channels first."""
+    x, dy = (as_tensor(a).permute(0, 3, 1, 2).contiguous() for a in (x, dy))
+    kernel = as_tensor(kernel).permute(3, 2, 0, 1).contiguous()
+    run = {
+        "forward": lambda: functional.conv2d(x, kernel, padding=1),
+        "to its input": lambda: nn.grad.conv2d_input(x.shape, kernel, dy, padding=1),
+        "to its kernel": lambda: nn.grad.conv2d_weight(x, kernel.shape, dy, padding=1),
+    }
+    return {"conv2d": torch.no_grad()(run[what])}
 
 
 def training(model: BaseModel, params, batch, word_vectors, backbone: str = "") -> Programs:

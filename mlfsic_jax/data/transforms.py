@@ -32,7 +32,8 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str, size:
     unknown kind, or has more than 89 million pixels.
 
     Give ``size`` where ``resize`` to that follows: a JPEG of at least four times that is then decoded at a half, a
-    quarter or an eighth of its sides, never below twice ``size``, two to three times as fast.
+    quarter or an eighth of its sides, never below twice ``size``. The pixels of photographs change by about half a
+    level of 255, and by 10 at most; 12 million take 28 ms instead of 190.
     """
     if not isinstance(bytes_or_path, bytes):
         bytes_or_path = _bytes_of(bytes_or_path, name)

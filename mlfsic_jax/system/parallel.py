@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mlfsic_jax.system.command import SIGNALS, defer_signals
 
@@ -143,17 +143,14 @@ def devices_here() -> tuple[jax.Device, ...]:
 def replicate_here(tree: Any) -> Any:
     """Puts a pytree, which may be ``replicate``'s, on each of ``devices_here``."""
     local = jax.tree.map(lambda x: x if getattr(x, "is_fully_addressable", True) else np.asarray(x), tree)
-    return jax.device_put(local, _here(REPLICATED))
-
-
-def shard_here(array: np.ndarray) -> jax.Array:
-    """Shards an array along its first axis over ``devices_here``."""
-    return jax.device_put(array, _here(SHARDED))
-
-
-def _here(spec: PartitionSpec) -> jax.sharding.Sharding:
     devices = devices_here()
-    return NamedSharding(mesh(devices), spec) if len(devices) > 1 else SingleDeviceSharding(devices[0])
+    return jax.device_put(local, devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), REPLICATED))
+
+
+def shard_here(array: np.ndarray) -> np.ndarray | jax.Array:
+    """Shards an array along its first axis over ``devices_here``, where they are several."""
+    devices = devices_here()  # a program takes the array to where its other arrays are, sooner than device_put does
+    return array if len(devices) == 1 else jax.device_put(array, NamedSharding(mesh(devices), SHARDED))
 
 
 def gather(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """The benchmark runs, and what it compares with computes the same."""
 
 import functools
+import importlib.util
 import json
 import logging
 import subprocess
@@ -16,6 +17,7 @@ from mlfsic_jax.bench import functions, made_up, measure, table
 from mlfsic_jax.core import lcm
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.core.prototypes import Prototypes
+from mlfsic_jax.run import inputs
 from mlfsic_jax.system.errors import InputError
 
 S, L, D, C = 6, 5, 8, 3
@@ -160,6 +162,28 @@ def test_pytorchs_losses_are_ours(reference):
     expected = jax.jit(model.apply)({"params": params}, *arguments, rngs={"dropout": jax.random.key(0)})
     got = reference.losses(model, reference.as_parameters(params), *map(reference.as_tensor, arguments))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    ("what", "axes"), [("forward", (0, 2, 3, 1)), ("to its input", (0, 2, 3, 1)), ("to its kernel", (2, 3, 1, 0))]
+)
+def test_pytorchs_convolutions_are_ours(reference, what, axes):
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (rng.random(shape, np.float32) for shape in ((2, 4, 5, 3), (3, 3, 3, 6), (2, 4, 5, 6)))
+    got = reference.convolution(what, x, kernel, dy)["conv2d"]().permute(axes)
+    np.testing.assert_allclose(got, functions.CONVOLUTIONS[what](x, kernel, dy), rtol=1e-5)  # float32
+
+
+@pytest.mark.extras
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+def test_openvinos_features_are_ours():
+    from mlfsic_jax.bench import openvino_reference
+
+    backbone, variables = made_up.photo_backbone("mobilenet_v2"), made_up.backbone_variables("mobilenet_v2", 64)
+    photos = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8)
+    got = openvino_reference.features(backbone, variables, photos)()
+    np.testing.assert_allclose(got, inputs.features_of(backbone, variables, photos), atol=1e-4)  # of 0 to 6, float32
 
 
 def test_an_episode_is_the_library_put_together():

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def make_dataset(load_image=photo, fingerprint="one"):
     )
 
 
-def build(path, dataset=None, compute=None, **made_from):
+def build(path, dataset=None, compute=None, batch=32, **made_from):
     calls = []
 
     def counted(photos):
@@ -46,6 +47,7 @@ def build(path, dataset=None, compute=None, **made_from):
         dtype="float16",
         made_from={"backbone": "half"} | made_from,
         compute=counted,
+        batch=batch,
     )
     return cache, calls
 
@@ -59,6 +61,26 @@ def test_values_are_computed_once_and_then_read(tmp_path):
     assert calls == [32, 32, 32]  # always full batches: one compiled program
     again, calls = build(tmp_path)
     assert calls == [] and again.path == cache.path
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_batches_and_threads_do_not_change_the_cache(tmp_path, batch):
+    def unevenly(photos):
+        time.sleep(0.001 * (photos[0, 0, 0, 0] % 3))  # some are overtaken
+        return photos.reshape(len(photos), -1)[:, :3] / 2
+
+    def load_image(i):
+        if i in (0, 41):
+            raise InputError(f"photo-{i:02} is cut short")
+        return photo(i)
+
+    cache, calls = build(tmp_path, make_dataset(load_image), unevenly, batch)
+    assert calls == [batch] * -(-N // batch)
+    np.testing.assert_array_equal(cache.read(ALL)[:, 0] * 2, np.where(np.isin(ALL, (0, 41)), 0, ALL))
+    assert list(cache.skipped) == ["photo-00", "photo-41"]
+    files = [(cache.path / name).read_bytes() for name in ("values.npy", "manifest.json", "progress.json")]
+    other, _ = build(tmp_path / "other", make_dataset(load_image), batch=32)
+    assert files == [(other.path / name).read_bytes() for name in ("values.npy", "manifest.json", "progress.json")]
 
 
 @pytest.mark.parametrize("change", ["weights", "fingerprint", "photos"])

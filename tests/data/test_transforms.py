@@ -220,6 +220,36 @@ def test_resize_to_its_own_size_changes_nothing():
     np.testing.assert_array_equal(transforms.resize(photo, 8), photo)
 
 
+def landscape(height, width):
+    """Hills, edges and grain."""
+    rng = np.random.default_rng(3)
+    hills = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((width, height))
+    edges = rng.integers(-30, 30, (12, 16, 1)).repeat(height // 12, axis=0).repeat(width // 16, axis=1)
+    return np.clip(np.asarray(hills) + edges + rng.normal(0, 4, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "decoded"), [(240, 240), (480, 240), (960, 240), (1920, 240), (3840, 480)])
+def test_large_jpegs_are_decoded_small_and_resized_to_the_same(height, decoded):
+    photo = encode(Image.fromarray(landscape(height, height * 4 // 3)), "JPEG", quality=90)
+    small = transforms.decode_photo(photo, "x", 112)
+    assert small.shape == (decoded, decoded * 4 // 3, 3)
+    whole = transforms.resize(transforms.decode_photo(photo, "x"), 112)
+    difference = np.abs(transforms.resize(small, 112).astype(int) - whole)
+    assert difference.mean() < 0.6 and difference.max() <= 10
+    assert (difference.max() == 0) == (decoded == height)
+
+
+def test_a_batch_is_filled_up_and_errors_stay_in_their_places():
+    def read(i):
+        if i == 1:
+            raise InputError("photo 1 is damaged")
+        return np.full((6, 9, 3), 10 * i, np.uint8)
+
+    pixels, errors = transforms.read_batch(read, [0, 1, 2], size=4, batch=5)
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 0, 20, 0, 0])
+    assert pixels.shape == (5, 4, 4, 3) and [str(error) for error in errors] == ["None", "photo 1 is damaged", "None"]
+
+
 # --- normalisation and augmentation
 
 

@@ -1,5 +1,9 @@
 """The backbone that takes photos, in float32 and in bfloat16, and the features that methods get of it."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +12,11 @@ import pytest
 
 from mlfsic_jax import backbones
 from mlfsic_jax.backbones.conv4 import Conv4
+from mlfsic_jax.bench import made_up
 from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.features import View
 from mlfsic_jax.run import config, inputs
+from mlfsic_jax.system import parallel
 from mlfsic_jax.system.errors import InputError
 
 
@@ -87,6 +93,57 @@ def test_peers_get_the_features_of_a_trained_backbone():
     for view in views.values():
         np.testing.assert_array_equal(view.inputs(rows), features[rows] * np.float16(0.25))  # a quarter is exact
         assert view.labels is split.labels
+
+
+# Largest layers of a photo: 112 x 112 x 96, 160 x 160 x 96, 112 x 112 x 64, 197 x 3072, 84 x 84 x 64, 32 x 32 x 64.
+LAYERS = [
+    *(("mobilenet_v2", 224, 1), ("efficientnet_lite0", 320, 1), ("resnet50", 224, 2), ("vit_b_16", 224, 3)),
+    *(("conv4", 84, 4), ("conv4", 32, 32), ("conv4", 16, 32)),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "batch"), LAYERS)
+def test_a_batch_fits_the_cache_of_a_core(name, size, batch, monkeypatch):
+    backbone = made_up.photo_backbone(name)
+    assert inputs.batch_size(backbone, size) == inputs.batch_size(backbone.clone(dtype="bfloat16"), size) == batch
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert inputs.batch_size(backbone, size) == 32 * jax.local_device_count()
+
+
+@pytest.mark.parametrize("n_cores", [1, 5])
+def test_features_of_any_number_of_photos_by_any_number_of_threads(variables, monkeypatch, n_cores):
+    monkeypatch.setattr(parallel, "cores", lambda: n_cores)
+    backbone = photo_backbone("float32")
+    photos = np.random.default_rng(1).integers(0, 255, (13, 84, 84, 3), np.uint8)
+    expected = np.concatenate([backbone.apply(variables, photo[None]) for photo in photos])
+    found = inputs.features_of(backbone, variables, photos)
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32, of 0 to 2
+    np.testing.assert_array_equal(found[3:8], inputs.features_of(backbone, variables, photos[3:8]))  # to the last bit
+
+
+SHARDED = """
+import jax, numpy as np
+from mlfsic_jax.bench import made_up
+from mlfsic_jax.run import inputs
+from mlfsic_jax.system import parallel
+
+photos = np.random.default_rng(0).integers(0, 255, (70, 16, 16, 3), np.uint8)
+backbone = made_up.photo_backbone("conv4")
+variables = parallel.replicate(made_up.random_variables(backbone, photos))
+expected = inputs.features_of(backbone, parallel.replicate_here(variables), photos)
+jax.default_backend = lambda: "gpu"  # where every device gets its part of large batches
+assert inputs.batch_size(backbone, 16) == 64 and len(parallel.devices_here()) == 2
+there = parallel.replicate_here(variables)
+assert len(inputs.features_here(backbone, there, "float16", photos[:64]).sharding.device_set) == 2
+np.testing.assert_allclose(inputs.features_of(backbone, there, photos), expected, atol=1e-6)
+print("the same")
+"""
+
+
+def test_devices_share_large_batches():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    assert done.stdout == b"the same\n", done.stderr.decode()[-2000:]
 
 
 def test_frozen_batch_norm_trains_all_but_its_statistics(photos, variables):

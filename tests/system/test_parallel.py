@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from mlfsic_jax.system.parallel import prefetch
+from mlfsic_jax.system.parallel import cores, prefetch, prefetch_batches
 from tests.conftest import UNOPTIMISED
 from tests.tiny import TINY, share_compiled
 
@@ -99,6 +99,35 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on():
     assert [next(results), next(results)] == [5, 10]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_an_interruption_waits_for_what_has_begun_only():
+    begun, go_on = [], threading.Event()
+
+    def wait(i):
+        begun.append(i)
+        assert i == 0 or go_on.wait(timeout=60)
+        return i
+
+    results = prefetch(wait, range(9), readers=2, ahead=9)
+    assert next(results) == 0
+    while len(begun) < 3:  # the second and the third
+        time.sleep(0.01)
+    threading.Timer(0.2, go_on.set).start()
+    results.close()
+    assert sorted(begun) == [0, 1, 2]
+
+
+def test_batches_are_computed_side_by_side_in_their_order():
+    both = threading.Barrier(min(2, cores()), timeout=60)
+
+    def total(batch):
+        if batch[0] < 8:
+            both.wait()
+        return batch
+
+    assert list(prefetch_batches(total, iter(range(9)), 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert list(prefetch_batches(total, [], 4)) == []
 
 
 @pytest.mark.slow  # as are two processes of two devices
