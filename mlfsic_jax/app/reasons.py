@@ -50,7 +50,7 @@ class Reasons:
                     **{"words": float(found["prior"][0, c]), "photos": float(pull[:, c].sum())},
                     "classes": [[names[k], float(weights[k])] for k in top if weights[k] > 0],
                     **{"region": region, "heat": heat.reshape(grid).round(5).tolist()},
-                    "matches": _matches(pairs, fitted.support[rows], grid),
+                    "matches": _matches(pairs * (fitted.support[rows] != i)[:, None, None], fitted.support[rows], grid),
                 }
             )
         return {"grid": grid, "labels": labels}

@@ -17,7 +17,7 @@ from mlfsic_jax.run.saved import Predictor
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import shown
 
-ORDERS = ("suggested", "certain", "uncertain", "name")
+ORDERS = ("suggested", "certain", "name")
 SHOWN = ("all", "undecided", "yes", "no", "proposed")
 _REFIT_S = 2.0  # at least between fits for nothing but further features
 _BINS = 20  # of a histogram of probabilities
@@ -108,8 +108,9 @@ class Session:
         else:
             filled = np.where(known[:, None], found, 0)
             margin = np.abs(filled - [self.thresholds().get(name, 0.5) for name in names]).min(axis=1)
-            by = {"certain": -filled.max(axis=1), "uncertain": margin, "suggested": -fitted.information}[order]
-            told = ~undecided.any(axis=1) if order != "certain" else np.zeros(len(found), bool)
+            # suggested: where the model is least certain, and something is undecided
+            by = {"certain": -filled.max(axis=1), "suggested": margin}[order]
+            told = ~undecided.any(axis=1) if order == "suggested" else np.zeros(len(found), bool)
             rank = np.lexsort((np.arange(len(found)), by, told, ~known))
         return rank[kept[rank]]
 

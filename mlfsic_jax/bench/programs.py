@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import FrozenConfigDict
 
 from mlfsic_jax.bench import made_up
 from mlfsic_jax.bench.measure import Case
@@ -22,8 +23,10 @@ from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import Cache
 from mlfsic_jax.data.transforms import resize
-from mlfsic_jax.run import experiment, inputs
+from mlfsic_jax.methods import METHODS
+from mlfsic_jax.run import experiment, inputs, proposals
 from mlfsic_jax.run.config import create_model, default
+from mlfsic_jax.run.saved import Predictor, Trained
 from mlfsic_jax.run.step import create_train_state
 from mlfsic_jax.system import parallel
 
@@ -205,4 +208,29 @@ def evaluation(quick: bool) -> Iterator[Case]:
         work=2.0 * len(shots) * n_images * n_positions * n * (config.model.d_joint + d)
         + 2.0 * config.eval.episodes * pairs * n_positions**2 * d,
         targets={"seconds": 60},
+    )
+
+
+def refit(quick: bool) -> Iterator[Case]:
+    """What a click in the app takes: a fit to all that is decided, and the probabilities of all photos."""
+    n_photos, n_labels, n_decided, n, n_classes = (20, 3, 9, 8, 12) if quick else (5000, 20, 100, 1280, 1000)
+    rng, name = np.random.default_rng(0), "class_word_ridge"
+    features = {"x": rng.normal(size=(n_photos, n)), "l": rng.normal(size=(n_photos, n_classes))}
+    features = {key: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16) for key, x in features.items()}
+    leaves = {"weight": (n_classes, n), "bias": (n_classes,), "mean": (n,), "mean_logits": (n_classes,)}
+    classes = {key: jnp.asarray(rng.normal(size=shape), jnp.float32) for key, shape in leaves.items()}
+    trained = Trained(1, {name: METHODS[name]}, {"classes": classes}, {}, {name: (14.0, -2.6)}, {})
+    predictor = Predictor(Path(), {}, FrozenConfigDict(), None, None, 0, (1, 1), (trained,), (), Path())
+    names = tuple(map(str, range(n_labels)))
+    decisions = {i: {label: int(rng.random() < 0.3) for label in names} for i in range(n_decided)}
+    words = rng.random((n_labels, 2 * n_classes)).astype(np.float32)
+    fit = functools.partial(proposals.fit, predictor, name, words, names, features, decisions)
+    directions, apply = rng.normal(size=(n + n_classes, n_labels)), jax.jit(lambda a, b: a @ b)
+    both = np.concatenate([features["x"], features["l"]], axis=1)
+    yield Case(
+        f"refit, {n_decided} of {n_photos} photos decided, {n_labels} labels",
+        lambda: fit().probabilities,
+        {"the prior of all photos alone": lambda: apply(both, directions.astype(np.float32))},
+        work=2.0 * n_photos * (n + n_classes) * n_labels + 2.0 * n_photos * n_decided * n,
+        targets={"seconds": 0.5},
     )

@@ -15,7 +15,7 @@ _CASES = (
     *(functions.sample_episode, programs.features, programs.extraction),
     *(functions.lcm_select, functions.tuning, functions.prototypes, functions.convolutions),
     *(programs.training, programs.training_memory, programs.training_end_to_end),
-    *(programs.evaluation, functions.scaling, functions.growth),
+    *(programs.evaluation, programs.refit, functions.scaling, functions.growth),
 )
 CASES: dict[str, Callable[[bool], Iterator[Case]]] = {case.__name__: case for case in _CASES}
 

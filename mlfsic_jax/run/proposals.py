@@ -1,4 +1,4 @@
-"""From decisions about some photos to probabilities for all of a folder, and which photo to look at next."""
+"""From decisions about some photos to probabilities for all of a folder."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,6 @@ class Fitted(NamedTuple):
     support: np.ndarray  # int [S], the photos that the fit looked at
     decided: np.ndarray  # float32 [S, C]: 1, 0, or NaN for undecided
     left_out: np.ndarray  # float32 [S, C], probabilities of the support photos, each by a fit without it
-    information: np.ndarray  # float32 [N], see ``information``
     classifier: Classifier
 
 
@@ -65,33 +64,10 @@ def fit(
     state = classifier.state
     left_out = state["fit"].left_out - word_ridge.left_out_centre(state["fit"].left_out, state["labels"])
     left_out = calibrated(np.asarray(left_out)[: len(support)], trained.calibration.get(method)).astype(np.float32)
-    return Fitted(
-        *(tuple(label_names), found, support, decided, left_out), information(found, features["x"], support), classifier
-    )
+    return Fitted(tuple(label_names), found, support, decided, left_out, classifier)
 
 
 def targets(decided: np.ndarray) -> np.ndarray:
     """What a photo is an example of, float32 [S, C]: a label that nobody decided is no where another was confirmed."""
     confirmed = (decided == 1).any(axis=1, keepdims=True)
     return np.where(np.isnan(decided) & confirmed, 0, decided).astype(np.float32)
-
-
-def information(found: np.ndarray, x: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """How much a decision about each photo would tell, float32 [N].
-
-    The entropy of its labels times the part of its features that the support's do not span: 1 - k' (K + I)^-1 k.
-
-    Args:
-      found: float [N, C], probabilities.
-      x: float [N, n], features of length 1.
-      support: int [S], photos that were decided.
-    """
-    p = np.clip(found, 1e-6, 1 - 1e-6)
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p)).sum(axis=1)
-    if not len(support):
-        return entropy.astype(np.float32)
-    of_support = x[support].astype(np.float32)
-    k = x.astype(np.float32) @ of_support.T
-    gram = of_support @ of_support.T + np.eye(len(support), dtype=np.float32)
-    spanned = np.einsum("qs,qs->q", k, np.linalg.solve(gram, k.T).T)
-    return (entropy * np.clip(1 - spanned, 0, 1)).astype(np.float32)

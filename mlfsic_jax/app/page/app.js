@@ -491,13 +491,13 @@ function outline(node, [row, column], [rows, columns]) {
   return node;
 }
 
-function matchOf({ photo, cell, there, there_grid: grid, contribution }) {
+function matchOf({ photo, cell, there, there_grid: grid }) {
   const names = { key: `match ${photo}`, title: nameOf(photo), "aria-label": `Open ${nameOf(photo)}` };
   const button = el("button", names, el("img", { src: `thumb/${photo}`, alt: "" }), outline(el("i", { className: "cell" }), there, grid));
   button.onpointerenter = button.onfocus = () => (outline($("cell"), cell, reasons.grid).hidden = false);
   button.onpointerleave = button.onblur = () => ($("cell").hidden = true);
   button.onclick = () => visit(photo);
-  return el("li", {}, button, el("small", {}, `+${contribution.toFixed(2)}`));
+  return el("li", {}, button);
 }
 
 /** Leaves the photo its colours only where the regions spoke for the label. */
