@@ -99,8 +99,9 @@ def by_region(weight, bias, mean, mean_logits, directions, features):
 def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True) -> Fit:
     """Ridge regression on what beta times the prior leaves unexplained.
 
-    beta is 1, or with ``gated`` 0 where that has the smaller squared error on left-out support images: words that mean
-    nothing to the text encoder, or something else, are then not used. Without images it is 1.
+    beta is 1, or with ``gated`` 0 where the squared error on left-out support images is smaller without the prior, by
+    more than its standard error over images, which a handful of images may favour by chance: words that mean nothing to
+    the text encoder, or something else, are then not used. Without images beta is 1.
 
     Args:
       directions: D and A.
@@ -115,8 +116,16 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
         return Fit(directions, jnp.ones((), x.dtype), x, y, y)
     betas = jnp.array([1.0, 0.0] if gated else [1.0], x.dtype)
     dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, y, regulariser))(betas)
-    best = jnp.argmin(jnp.nansum((left_out - y) ** 2, axis=(1, 2)))
+    best = _worse(*jnp.nansum((left_out - y) ** 2, axis=2), ~jnp.isnan(y).all(axis=1)).astype(int) if gated else 0
     return Fit(directions, betas[best], x, dual[best], left_out[best])
+
+
+def _worse(a, b, known):
+    """Whether the errors a exceed b by more than the standard error of the difference; all [S], of known images."""
+    n, difference = known.sum(), jnp.where(known, a - b, 0)
+    mean = difference.sum() / jnp.maximum(n, 1)
+    variance = jnp.where(known, (difference - mean) ** 2, 0).sum() / jnp.maximum(n - 1, 1)
+    return (n > 1) & (mean > jnp.sqrt(variance / jnp.maximum(n, 1)))
 
 
 def scores(fitted: Fit, x, logits):

@@ -35,7 +35,7 @@ class ClassWordRidge(Method):
     against: ClassVar[str] = "ridge"
 
     regulariser: float = 1.0  # of ridge regression
-    gated: bool = True  # leave out the prior where left-out support images are better without it
+    gated: bool = True  # leave out the prior where left-out support images are clearly better without it
     # keep what ``explain`` needs of every image
     explains: bool = dataclasses.field(default=False, metadata=FIXED)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlfsic_jax.core import class_words
+from mlfsic_jax.core import class_words, word_ridge
 from mlfsic_jax.data.class_words import mixtures
 
 N, K, C, S, Q = 7, 11, 3, 6, 5
@@ -82,6 +82,22 @@ def test_the_left_out_scores_are_those_of_fits_without_an_image(beta):
     else:  # a prior of nothing
         fitted = class_words.fit((0 * directions[0], 0 * directions[1]), x, z, labels, regulariser=1.0, gated=False)
     np.testing.assert_allclose(fitted.left_out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_names_are_left_out_by_one_standard_error(seed):
+    directions, (x, z), labels, _ = episode(seed)
+    labels = np.where(np.arange(S)[:, None] == S - 1, np.nan, labels)  # the last image only fills the set up
+    p, errors = np.asarray(class_words.prior(directions, x, z)), []
+    for beta in (1.0, 0.0):
+        _, left_out = word_ridge.solve(x[:-1] @ x[:-1].T, beta * p[:-1], labels[:-1].astype(np.float32), 1.0)
+        errors.append(((np.asarray(left_out) - labels[:-1]) ** 2).sum(axis=1))
+    difference = errors[0] - errors[1]
+    clearly = difference.mean() > difference.std(ddof=1) / np.sqrt(S - 1)
+    fitted = class_words.fit(directions, x, z, labels.astype(np.float32), regulariser=1.0)
+    assert fitted.beta == (0 if clearly else 1)
+    one = np.where(np.arange(S)[:, None] == 0, labels, np.nan).astype(np.float32)
+    assert class_words.fit(directions, x, z, one, regulariser=1.0).beta == 1
 
 
 def test_without_photos_the_prior_scores():
