@@ -193,7 +193,9 @@ def _add_changes(app: FastAPI, session: Session) -> None:
 def _add_exchange(app: FastAPI, session: Session) -> None:
     store, collection = session.store, session.collection
 
-    def photos() -> Iterator[exchange.Marked]:
+    def photos(proposals: bool) -> Iterator[exchange.Marked]:
+        if proposals:
+            session.catch_up()
         for i, name in enumerate(collection.names):
             if i not in collection.errors:
                 yield exchange.Marked(name, collection.size(i), *marked(session, i))
@@ -202,7 +204,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
     def export(format: str = "csv", proposals: bool = False) -> Response:
         names = [label.name for label in store.labels()]
         found = exchange.export(
-            photos(), names, session.thresholds(), format, proposals, collection.folder.resolve().name
+            photos(proposals), names, session.thresholds(), format, proposals, collection.folder.resolve().name
         )
         file, kind, content = found
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
@@ -240,7 +242,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
     def write_keywords(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
         out, thresholds = expand(_get(body, "out", str)), session.thresholds()
         given = []
-        for one in photos():
+        for one in photos(bool(body.get("proposals"))):
             above = [name for name, p in one.proposed.items() if p > thresholds[name]] if body.get("proposals") else []
             if one.yes or above:
                 given.append((one.name, (*one.yes, *above)))

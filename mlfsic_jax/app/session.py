@@ -70,6 +70,13 @@ class Session:
         self.fitted, self.fitted_version, self._count = fitted, version, count
         self.fits += 1
 
+    def catch_up(self) -> None:
+        """Fits to the last change, if need be; ``InputError`` as long as photos have no features."""
+        if missing := int(np.count_nonzero(self.collection.embedded == 0)):
+            raise InputError(f"{missing} photos have no probabilities yet: wait, or export what is decided alone")
+        if (self.fitted_version, self._count) != (self.store.version, self.collection.count):
+            self.refit()
+
     def thresholds(self) -> dict[str, float]:
         return {label.name: label.threshold for label in self.store.labels()}
 

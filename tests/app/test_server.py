@@ -14,6 +14,7 @@ pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 
 from mlfsic_jax.app.server import create_app  # noqa: E402
+from mlfsic_jax.app.session import open_session  # noqa: E402
 from mlfsic_jax.data.folder import read_csv  # noqa: E402
 
 
@@ -174,3 +175,18 @@ def test_keywords_go_into_copies(session, ask, tmp_path):
     with Image.open(tmp_path / "copies" / "side.jpg") as copy, Image.open(session.collection.path(i)) as original:
         assert b"hot dog" in copy.info["xmp"]
         np.testing.assert_array_equal(np.asarray(copy), np.asarray(original))
+
+
+def test_proposals_are_exported_once_they_are_there(folder, predictor, tmp_path):
+    session = open_session(folder, None, predictor, tmp_path / "cache")
+    session.store.name_label("cat")
+    server, thread, ask = serve(create_app(session))
+    error = ask("/api/export?format=csv&proposals=1", status=400)["error"]
+    assert error.startswith("10 photos have no probabilities yet")
+    session.collection.embed_all(lambda: None)
+    session.store.set_threshold("cat", 0.0)
+    _, content = ask.raw("GET", "/api/export?format=csv&proposals=1")  # nothing was fitted before
+    assert content.decode().splitlines()[0] == "file,labels" and content.decode().count(",cat") == 9
+    server.should_exit = True
+    thread.join()
+    session.close()
