@@ -100,8 +100,8 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
     """Ridge regression on what beta times the prior leaves unexplained.
 
     beta is 1, or with ``gated`` 0 where the squared error on left-out support images is smaller without the prior, by
-    more than its standard error over images, which a handful of images may favour by chance: words that mean nothing to
-    the text encoder, or something else, are then not used. Without images beta is 1.
+    more than half its standard error over images, since a handful of images may favour that by chance: words that mean
+    nothing to the text encoder, or something else, are then not used. Without images beta is 1.
 
     Args:
       directions: D and A.
@@ -121,11 +121,11 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
 
 
 def _worse(a, b, known):
-    """Whether the errors a exceed b by more than the standard error of the difference; all [S], of known images."""
+    """Whether the errors a exceed b by more than half the standard error of that; all [S], of known images."""
     n, difference = known.sum(), jnp.where(known, a - b, 0)
     mean = difference.sum() / jnp.maximum(n, 1)
     variance = jnp.where(known, (difference - mean) ** 2, 0).sum() / jnp.maximum(n - 1, 1)
-    return (n > 1) & (mean > jnp.sqrt(variance / jnp.maximum(n, 1)))
+    return (n > 1) & (mean > jnp.sqrt(variance / jnp.maximum(n, 1)) / 2)
 
 
 def scores(fitted: Fit, x, logits):
