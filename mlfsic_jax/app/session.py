@@ -15,7 +15,7 @@ from mlfsic_jax.run import inputs, proposals
 from mlfsic_jax.run.classifier import nearest_shots
 from mlfsic_jax.run.saved import Predictor
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import shown
+from mlfsic_jax.system.untrusted import reason, shown
 
 ORDERS = ("suggested", "certain", "name")
 SHOWN = ("all", "undecided", "yes", "no", "proposed")
@@ -197,8 +197,15 @@ class Session:
         return np.stack([self._words[label.wordings] for label in labels])
 
     def _embed(self) -> None:
-        self.collection.embed_all(self.changed)
+        try:
+            self.collection.embed_all(self.changed)
+        except Exception as error:  # a full disk, say: what is there can be labelled all the same
+            self._tell("computing features stopped, start the app again to go on", error)
         self.changed()
+
+    def _tell(self, what: str, error: Exception) -> None:
+        traceback.print_exc()
+        self.note = f"{what} ({reason(error)})"
 
     def _follow(self) -> None:
         last = 0.0
@@ -208,8 +215,8 @@ class Session:
             if behind or further:
                 try:
                     self.refit()
-                except Exception:  # the page goes on, and the next change fits again
-                    traceback.print_exc()
+                except Exception as error:  # the page goes on, and the next change fits again
+                    self._tell("the last fit failed", error)
                     self.fitted_version = self.store.version
                 last = time.monotonic()
             else:

@@ -175,6 +175,23 @@ def test_the_fit_follows_changes_in_the_background(folder, predictor, tmp_path):
     session.close()
 
 
+@pytest.mark.parametrize("broken", ["embed_all", "fit"])
+def test_what_fails_in_the_background_is_told_on_the_page(folder, predictor, tmp_path, monkeypatch, broken, capsys):
+    def fail(*_):
+        raise OSError("no space left")
+
+    session = open_session(folder, None, predictor, tmp_path / "cache")
+    monkeypatch.setattr(*((session.collection, "embed_all") if broken == "embed_all" else (proposals, "fit")), fail)
+    session.store.name_label("cat")
+    session.start()
+    end = time.monotonic() + 60
+    while "no space left" not in session.note:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    session.close()
+    assert "no space left" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_refused(tmp_path, predictor):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no photos"):
