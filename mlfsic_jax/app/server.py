@@ -227,6 +227,8 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
                     labels[name] = found
             except InputError as error:
                 skipped.append(str(error))
+        if len(skipped) == len(collection.names):  # the library is missing
+            raise InputError(skipped[0])
         names = list(dict.fromkeys(word for words in labels.values() for word in words))
         return _json(take(labels, names) | {"skipped": skipped})
 

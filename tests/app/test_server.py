@@ -172,6 +172,14 @@ def test_keywords_go_into_copies(session, ask, tmp_path):
     before = session.collection.path(i).read_bytes()
     assert ask("/api/keywords", {"out": str(tmp_path / "copies")})["written"] == 1
     assert session.collection.path(i).read_bytes() == before
+    session.store.remove_label("hot dog")
+    assert ask("/api/import/keywords", {})["photos"] == 0
+    session.collection.path(i).write_bytes((tmp_path / "copies" / "side.jpg").read_bytes())
+    assert ask("/api/import/keywords", {}) | {"version": 0} == {
+        **{"version": 0, "photos": 1, "labels": ["hot dog"], "skipped": []}
+    }
+    assert session.store.decisions() == {"side.jpg": {"hot dog": 1}}
+    session.collection.path(i).write_bytes(before)
     with Image.open(tmp_path / "copies" / "side.jpg") as copy, Image.open(session.collection.path(i)) as original:
         assert b"hot dog" in copy.info["xmp"]
         np.testing.assert_array_equal(np.asarray(copy), np.asarray(original))

@@ -592,9 +592,16 @@ const exportFile = (format) => attempt(async () => {
 });
 
 async function importFile(file) {
+  took(await change("api/import", { name: file.name, content: await file.text() }), file.name);
+}
+
+async function importKeywords() {
+  took(await change("api/import/keywords", {}), "keywords");
+}
+
+function took({ photos: n, labels, skipped, version }, source) {
   $("files").hidePopover();
-  const { photos: n, labels, skipped, version } = await change("api/import", { name: file.name, content: await file.text() });
-  const text = `Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${file.name}`;
+  const text = `Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${source}`;
   if (skipped.length) ask(`${text}; left out:`, skipped);
   else say(text);
   sortWhenFitted = version;
@@ -685,6 +692,7 @@ function listen() {
     attempt(() => change("api/threshold", { label: shownLabel, value: Number(target.value) }));
   };
   for (const button of document.querySelectorAll("[data-format]")) button.onclick = () => exportFile(button.dataset.format);
+  $("readkeywords").onclick = () => attempt(importKeywords);
   $("choose").onclick = () => $("import").click();
   $("import").onchange = ({ target }) => attempt(() => importFile(target.files[0])).then(() => (target.value = ""));
   for (const button of $("chip-menu").children) {
