@@ -49,7 +49,7 @@ for module in pkgutil.walk_packages(mlfsic_jax.__path__, "mlfsic_jax."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        assert error.name in ("torch", "transformers", "huggingface_hub", "gensim"), error  # extras
+        assert error.name in ("torch", "transformers", "huggingface_hub", "gensim", "openvino"), error  # extras
 
 def run(module, *arguments):
     sys.argv = [module, *arguments]

@@ -196,7 +196,7 @@ def look_at(
 def _choose(trained: saved.Trained) -> tuple[str, str | None]:
     """The method to explain, the best on validation labels that can be; and one that attends, LCM if evaluated."""
     methods = {name: trained.methods[name] for name in trained.validation}
-    explaining = [name for name, method in methods.items() if type(method).explain is not Method.explain]
+    explaining = [name for name, m in methods.items() if m.adapts and type(m).explain is not Method.explain]
     attending = [name for name, method in methods.items() if isinstance(method, Episodic) and not method.on_request]
     explained = max(explaining or methods, key=trained.validation.get)
 

@@ -22,7 +22,7 @@ def model_files(tmp_path_factory):
 def predictor(model_files):
     with pytest.MonkeyPatch.context() as patch:
         ready_model.stand_in(patch, model_files)
-        yield mf.load(data_dir=model_files)
+        return mf.load(data_dir=model_files)
 
 
 @pytest.fixture
