@@ -112,6 +112,11 @@ def until(condition):
         time.sleep(0.02)
 
 
+def soon(page, expression, expected):
+    """The page need not have followed a key when the press returns."""
+    until(lambda: page.evaluate(expression) == expected)
+
+
 def settle(page, app):
     """Waits until all changes are saved, the fit has followed them, and the page knows."""
     until(lambda: page.evaluate("document.body.dataset.waiting") == "0" and page.input_value(LABEL_BOX) == "")
@@ -192,23 +197,23 @@ def test_keys_accept_move_and_open(app, open_page):
     thresholds = app.session.thresholds()
     accepted = {name: int(p > thresholds[name]) for name, p in before.items()}
     assert app.decisions() == {app.session.collection.names[first]: accepted}
-    assert page.evaluate("document.activeElement.dataset.id") == str(second)  # and moved on
+    soon(page, "document.activeElement.dataset.id", str(second))  # and moved on
     for key, place in (("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0)):
         page.keyboard.press(key)
-        assert page.evaluate("document.activeElement.firstChild.alt") == shown(page)[place]
+        soon(page, "document.activeElement.firstChild.alt", shown(page)[place])
     above = page.evaluate("document.activeElement.parentElement.offsetTop")
     page.keyboard.press("ArrowDown")
-    assert page.evaluate("document.activeElement.parentElement.offsetTop") > above
+    until(lambda: page.evaluate("document.activeElement.parentElement.offsetTop") > above)
     page.keyboard.press("ArrowUp")
-    assert page.evaluate("document.activeElement.parentElement.offsetTop") == above
+    soon(page, "document.activeElement.parentElement.offsetTop", above)
     page.locator(".tile .main").first.focus()
     page.keyboard.press("Space")
     page.wait_for_selector("#photo[open]")
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#photo-name") == app.session.collection.names[second]
+    until(lambda: page.inner_text("#photo-name") == app.session.collection.names[second])
     page.keyboard.press("Shift+1")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.dataset.id") == str(second)
+    soon(page, "document.activeElement.dataset.id", str(second))
     settle(page, app)
     assert app.session.store.decided(app.session.collection.names[second]) == {"cat": 0}
     page.keyboard.press("u")
@@ -216,7 +221,7 @@ def test_keys_accept_move_and_open(app, open_page):
     settle(page, app)
     assert app.decisions() == {}  # accepting was one step
     page.keyboard.press("/")
-    assert page.evaluate("document.activeElement.id") == "names"
+    soon(page, "document.activeElement.id", "names")
 
 
 def test_photos_stay_until_they_are_sorted_anew(app, open_page):
