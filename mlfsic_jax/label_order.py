@@ -110,7 +110,7 @@ def _embed(predictor: Predictor, photos: Iterable[np.ndarray], n: int) -> dict[s
     method = next(iter(trained.methods))
     each = embed_each(predictor, proposals.plain(trained, method), method, photos)
     found = list(track(each, total=n, description="features", unit="photos"))
-    return {name: np.stack([row[name] for row in found]).astype(np.float16) for name in ("x", "l")}
+    return {name: np.stack([row[name] for row in found]).astype(np.float16) for name in found[0]}
 
 
 def _draw(features, labels, names, words, seed: int, n: int) -> Iterator[Trial]:

@@ -1,14 +1,10 @@
 """The simulation of labelling, on made-up photos whose labels can be learned."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
 
 from mlfsic_jax import label_order
-from mlfsic_jax.methods import METHODS
-from mlfsic_jax.run.saved import Predictor, Trained
+from mlfsic_jax.bench import made_up
 from mlfsic_jax.system.errors import InputError
 
 
@@ -33,11 +29,7 @@ def trial():
 
 @pytest.fixture(scope="module")
 def predictor():
-    rng, name = np.random.default_rng(1), "class_word_ridge"
-    shapes = {"weight": (12, 16), "bias": (12,), "mean": (16,), "mean_logits": (12,)}
-    classes = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
-    trained = Trained(1, {name: METHODS[name]}, {"classes": classes}, {}, {name: (14.0, -2.6)}, {})
-    return Predictor(Path(), {}, FrozenConfigDict(), None, None, 0, (1, 1), (trained,), (), Path())
+    return made_up.class_word_model(16, 12)
 
 
 @pytest.mark.parametrize("name", label_order.ORDERS)

@@ -1,14 +1,12 @@
 """The photos of a folder: their features and thumbnails, made once in the background and kept in the cache."""
 
-import collections
 import hashlib
 import io
-import itertools
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,17 +15,18 @@ from PIL import Image
 
 from mlfsic_jax.app.store import from_sql, to_sql
 from mlfsic_jax.data.photo_files import photos_below
-from mlfsic_jax.data.transforms import decode_photo
+from mlfsic_jax.data.transforms import decode_photo, upright_size
 from mlfsic_jax.run.classifier import embed_each
 from mlfsic_jax.run.saved import Predictor, Trained
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import reason, reported
+from mlfsic_jax.system.files import stamp
+from mlfsic_jax.system.untrusted import reported
 
 THUMBNAIL = 320  # pixels of the longest side
 _AT_ONCE = 64  # photos between looks at whether to stop
 _FEATURES = ("x", "l")  # of ``Method.embed``, what is kept of a photo
 _TABLES = """
-create table if not exists photo (name text primary key, state text, size text, values_ blob, error text);
+create table if not exists features (name text primary key, state text, error text, x blob, l blob);
 create table if not exists thumbnail (name text primary key, state text, jpeg blob);
 """
 
@@ -85,10 +84,12 @@ class Collection:
 
     def embed_all(self, told: Callable[[], None]) -> None:
         """Computes the features that are missing, calling ``told`` after some; ``close`` elsewhere ends it."""
-        missing = collections.deque(np.flatnonzero(self.embedded == 0).tolist())
+        missing = np.flatnonzero(self.embedded == 0).tolist()
         self._start = len(self.names) - len(missing), time.monotonic()
-        while missing and not self._stop.is_set():
-            some = [missing.popleft() for _ in range(min(_AT_ONCE, len(missing)))]
+        for start in range(0, len(missing), _AT_ONCE):
+            if self._stop.is_set():
+                return
+            some = missing[start : start + _AT_ONCE]
             states = [self.state(i) for i in some]
             rows = list(embed_each(*self._model, [self._paths[i] for i in some]))
             for i, row in zip(some, rows, strict=True):
@@ -102,12 +103,7 @@ class Collection:
     def size(self, i: int) -> tuple[int, int]:
         """Width and height of a photo as it is seen; (0, 0) where it cannot be read."""
         if i not in self._sizes:
-            try:
-                with Image.open(self._paths[i]) as image:
-                    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                    self._sizes[i] = image.size[::-1] if turned else image.size
-            except Exception:  # a damaged file makes Pillow raise nearly anything
-                self._sizes[i] = (0, 0)
+            self._sizes[i] = upright_size(self._paths[i])
         return self._sizes[i]
 
     def path(self, i: int) -> Path:
@@ -145,11 +141,7 @@ class Collection:
 
     def state(self, i: int) -> str:
         """What tells that a file has changed."""
-        try:
-            status = self._paths[i].stat()
-        except OSError as error:
-            return reason(error)
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return " ".join(map(str, stamp(self._paths[i]) or ()))
 
     def _set(self, i: int, row: Mapping[str, np.ndarray] | InputError) -> None:
         if isinstance(row, InputError):
@@ -164,23 +156,15 @@ class Collection:
     def _keep(self, numbers: list[int], states: list[str]) -> None:
         rows = []
         for i, state in zip(numbers, states, strict=True):
-            values = None if i in self.errors else b"".join(self.features[name][i].tobytes() for name in _FEATURES)
-            shapes = None if values is None else str(len(self.features["x"][i]))
-            rows.append((to_sql(self.names[i]), state, shapes, values, self.errors.get(i)))
-        self._file.executemany("insert or replace into photo values (?, ?, ?, ?, ?)", rows)
+            error = self.errors.get(i)
+            values = [None if error else self.features[name][i].tobytes() for name in _FEATURES]
+            rows.append((to_sql(self.names[i]), state, error, *values))
+        self._file.executemany("insert or replace into features values (?, ?, ?, ?, ?)", rows)
         self.count += 1
 
     def _read_cache(self) -> None:
-        for stored, state, length, values, error in self._rows():
+        for stored, state, error, *values in self._file.execute("select * from features"):
             i = self.number.get(from_sql(stored))
-            if i is None or state != self.state(i):
-                continue
-            if error is None:
-                flat = np.frombuffer(values, np.float16)
-                self._set(i, dict(zip(_FEATURES, np.split(flat, [int(length)]), strict=True)))
-            else:
-                self._set(i, InputError(error))
-
-    def _rows(self) -> Iterator[tuple]:
-        cursor = self._file.execute("select name, state, size, values_, error from photo")
-        return itertools.chain.from_iterable(iter(lambda: cursor.fetchmany(1000), []))
+            if i is not None and state == self.state(i):
+                arrays = [np.frombuffer(value or b"", np.float16) for value in values]
+                self._set(i, InputError(error) if error else dict(zip(_FEATURES, arrays, strict=True)))

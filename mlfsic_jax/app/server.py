@@ -163,7 +163,7 @@ def _add_changes(app: FastAPI, session: Session) -> None:
     @app.post("/api/decide")
     def decide(body: dict[str, Any] = Body()) -> Response:  # noqa: B008, FastAPI's way
         found = []
-        for one in _list(body, "decisions"):
+        for one in _get(body, "decisions", list):
             i, value = _get(one, "photo", int), one.get("value")
             if not 0 <= i < len(collection.names) or value not in (None, 0, 1):
                 raise InputError(f"no photo {shown(i)}, or no value 1, 0 or null: {shown(value)}")
@@ -266,7 +266,3 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{name} is missing or wrong: {shown(value)}")
     return value
-
-
-def _list(body: Any, name: str) -> list[Any]:
-    return _get(body, name, list)

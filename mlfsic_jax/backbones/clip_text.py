@@ -12,7 +12,8 @@ import numpy as np
 from mlfsic_jax.backbones.clip import ClipText
 from mlfsic_jax.backbones.weights import load_text_encoder
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import reported, shown
+from mlfsic_jax.system.files import stamp
+from mlfsic_jax.system.tokens import Tokenizer, read_tokenizer
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ROUND = 8  # texts and tokens are filled up to multiples, so that few programs are compiled
@@ -32,13 +33,8 @@ def encode_texts(texts: Sequence[str], files: TextFiles) -> np.ndarray:
     Raises:
       InputError: a file is missing or damaged, or they do not fit each other; or a text is empty.
     """
-    module, variables, tokenizer = _open(files, *map(_state, files))
-    tokens = []
-    for text in texts:
-        with reported(f"the text {shown(text)} cannot be encoded", "give another"):
-            tokens.append(tokenizer.encode(text).ids)
-        if len(tokens[-1]) <= 2:
-            raise InputError(f"the text {shown(text)} has no words: give some")
+    module, variables, tokenizer = _open(files, *map(stamp, files))
+    tokens = tokenizer.encode(texts)
     vectors = np.empty((len(tokens), module.dimension), np.float32)
     for start in range(0, len(tokens), _BATCH):
         rows = tokens[start : start + _BATCH]
@@ -60,28 +56,16 @@ def _filled(n: int) -> int:
     return -(-n // _ROUND) * _ROUND
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-
-
 @functools.lru_cache(maxsize=1)  # the labels of each split, and of each set of photos
-def _open(files: TextFiles, *_) -> tuple[ClipText, dict[str, Any], Any]:
-    """The encoder, its variables, and a ``tokenizers.Tokenizer``; read again once the files change."""
-    from tokenizers import Tokenizer, processors
-
+def _open(files: TextFiles, *_) -> tuple[ClipText, dict[str, Any], Tokenizer]:
+    """The encoder, its variables and the tokenizer; read again once the files change."""
     path, get = files.tokenizer, _get(files.tokenizer)
     if not path.is_file():
         raise InputError(f"no tokenizer {path} for CLIP's texts: {get}")
     module, variables = load_text_encoder(files.weights)
-    with reported(f"{path} is damaged", f"delete it and {get}"):
-        tokenizer = Tokenizer.from_file(str(path))
-        end, start = ((token, tokenizer.token_to_id(token)) for token in (_END, _START))
-        tokenizer.post_processor = processors.BertProcessing(end, start)  # the library panics at a damaged one
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(module.context)
-        largest = max(tokenizer.get_vocab().values())
+    tokenizer = read_tokenizer(path, _START, _END, module.context, get)
     # The encoder takes the highest token for the end.
-    if largest != end[1] or largest >= module.vocabulary or module.context < 3:
+    if tokenizer.largest != tokenizer.end or tokenizer.end >= module.vocabulary or module.context < 3:
         raise InputError(f"{path} does not fit {files.weights}: {get}")
     return module, jax.device_put(variables), tokenizer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 from PIL import Image
 
 from mlfsic_jax import backbones
@@ -16,7 +17,9 @@ from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import View
 from mlfsic_jax.data.transforms import decode_photo
+from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run.inputs import PhotoBackbone
+from mlfsic_jax.run.saved import Predictor, Trained
 from mlfsic_jax.run.step import Objective, create_optimizer, create_train_state, read_batch, train_steps
 from mlfsic_jax.system import parallel
 
@@ -93,6 +96,15 @@ def dataset(photos: Sequence[Path]) -> ImageDataset:
     """A dataset of photo files, of one label and no split."""
     names, labels = tuple(path.name for path in photos), np.ones((len(photos), 1), bool)
     return ImageDataset("made_up", ("a",), ("a",), names, labels, lambda i: decode_photo(photos[i], names[i]), "", {})
+
+
+def class_word_model(n: int, n_classes: int) -> Predictor:
+    """A model out of the box without its network: for images that are embedded, of n channels."""
+    rng, name = np.random.default_rng(1), "class_word_ridge"
+    leaves = {"weight": (n_classes, n), "bias": (n_classes,), "mean": (n,), "mean_logits": (n_classes,)}
+    classes = {key: jnp.asarray(rng.normal(size=shape), jnp.float32) for key, shape in leaves.items()}
+    trained = Trained(1, {name: METHODS[name]}, {"classes": classes}, {}, {name: (14.0, -2.6)}, {})
+    return Predictor(Path(), {}, FrozenConfigDict(), None, None, 0, (1, 1), (trained,), (), Path())
 
 
 def random_variables(module, *arguments):

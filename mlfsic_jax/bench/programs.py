@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import FrozenConfigDict
 
 from mlfsic_jax.bench import made_up
 from mlfsic_jax.bench.measure import Case
@@ -23,10 +22,8 @@ from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data.dataset import ImageDataset
 from mlfsic_jax.data.features import Cache
 from mlfsic_jax.data.transforms import resize
-from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import experiment, inputs, proposals
 from mlfsic_jax.run.config import create_model, default
-from mlfsic_jax.run.saved import Predictor, Trained
 from mlfsic_jax.run.step import create_train_state
 from mlfsic_jax.system import parallel
 
@@ -216,14 +213,12 @@ def refit(quick: bool) -> Iterator[Case]:
     rng, name = np.random.default_rng(0), "class_word_ridge"
     features = {"x": rng.normal(size=(n_photos, n)), "l": rng.normal(size=(n_photos, n_classes))}
     features = {key: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16) for key, x in features.items()}
-    leaves = {"weight": (n_classes, n), "bias": (n_classes,), "mean": (n,), "mean_logits": (n_classes,)}
-    classes = {key: jnp.asarray(rng.normal(size=shape), jnp.float32) for key, shape in leaves.items()}
-    trained = Trained(1, {name: METHODS[name]}, {"classes": classes}, {}, {name: (14.0, -2.6)}, {})
-    predictor = Predictor(Path(), {}, FrozenConfigDict(), None, None, 0, (1, 1), (trained,), (), Path())
     names = tuple(map(str, range(n_labels)))
     decisions = {i: {label: int(rng.random() < 0.3) for label in names} for i in range(n_decided)}
     words = rng.random((n_labels, 2 * n_classes)).astype(np.float32)
-    fit = functools.partial(proposals.fit, predictor, name, words, names, features, decisions)
+    fit = functools.partial(
+        proposals.fit, made_up.class_word_model(n, n_classes), name, words, names, features, decisions
+    )
     directions, apply = rng.normal(size=(n + n_classes, n_labels)), jax.jit(lambda a, b: a @ b)
     both = np.concatenate([features["x"], features["l"]], axis=1)
     yield Case(

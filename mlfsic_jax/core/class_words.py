@@ -115,7 +115,7 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
     if not len(x):
         return Fit(directions, jnp.ones((), x.dtype), x, y, y)
     betas = jnp.array([1.0, 0.0] if gated else [1.0], x.dtype)
-    dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, y, regulariser))(betas)
+    dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, labels, regulariser))(betas)
     best = _worse(*jnp.nansum((left_out - y) ** 2, axis=2), ~jnp.isnan(y).all(axis=1)).astype(int) if gated else 0
     return Fit(directions, betas[best], x, dual[best], left_out[best])
 

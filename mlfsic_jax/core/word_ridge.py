@@ -218,7 +218,7 @@ def solve(kernel, prior, labels, regulariser):
     """
     partial = jnp.issubdtype(labels.dtype, jnp.floating)
     known = (~jnp.isnan(labels) if partial else jnp.ones(len(labels), bool)).astype(kernel.dtype)
-    targets = jnp.where(known > 0, labels, 0).astype(kernel.dtype) if partial else labels.astype(kernel.dtype)
+    targets = jnp.nan_to_num(labels.astype(kernel.dtype))
 
     def one(p, y, m):  # of a label, [S]; m is 1 where it is known
         inverse = jnp.linalg.inv(kernel * m * m[:, None] + regulariser * jnp.eye(len(m), dtype=kernel.dtype))

@@ -8,7 +8,6 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,8 @@ import numpy as np
 from safetensors import safe_open
 
 from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.files import stamp
+from mlfsic_jax.system.tokens import Tokenizer, read_tokenizer
 from mlfsic_jax.system.untrusted import expand, read_json, reported, shown
 
 FILES = ("model.safetensors", "tokenizer.json")  # those that are needed
@@ -54,9 +55,9 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
-    states = (path.stat() if (path := folder / name).is_file() else None for name in (*FILES, "config.json"))
-    params, n_layers, n_heads, tokenizer, limit = _open(folder, *(s and (s.st_size, s.st_mtime_ns) for s in states))
-    tokens, vectors = _tokenize(texts, tokenizer), np.empty((len(texts), params[_WORDS].shape[1]), np.float32)
+    stamps = (stamp(folder / name) for name in (*FILES, "config.json"))
+    params, n_layers, n_heads, tokenizer, limit = _open(folder, *stamps)
+    tokens, vectors = tokenizer.encode(texts), np.empty((len(texts), params[_WORDS].shape[1]), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -74,12 +75,15 @@ def _get(folder: pathlib.Path) -> str:
 
 
 @functools.lru_cache(maxsize=1)  # labels are named one after the other
-def _open(folder: pathlib.Path, *_) -> tuple[dict[str, jax.Array], int, int, Any, int]:
+def _open(folder: pathlib.Path, *_) -> tuple[dict[str, jax.Array], int, int, Tokenizer, int]:
     """Tensors, numbers of layers and heads, tokenizer, and the most tokens of a text; read again once files change."""
     params, n_layers = _read_params(folder / "model.safetensors")
     (vocabulary, hidden), limit = params[_WORDS].shape, min(_MAX_TOKENS, len(params[_POSITIONS]))
     n_heads = _read_heads(folder / "config.json", n_layers, hidden)
-    tokenizer = _read_tokenizer(folder / "tokenizer.json", vocabulary, limit)
+    path, get = folder / "tokenizer.json", _get(folder)
+    tokenizer = read_tokenizer(path, "[CLS]", "[SEP]", limit, get)
+    if limit < 3 or tokenizer.largest >= vocabulary:
+        raise InputError(f"{path} does not fit model.safetensors: {get}")
     return jax.device_put(params), n_layers, n_heads, tokenizer, limit
 
 
@@ -126,33 +130,6 @@ def _read_heads(path: pathlib.Path, n_layers: int, hidden: int) -> int:
     if type(n_heads) is not int or n_heads < 1 or hidden % n_heads:
         raise InputError(f"{path} must have num_attention_heads, a divisor of {hidden}, the width: {get}")
     return n_heads
-
-
-def _read_tokenizer(path: pathlib.Path, vocabulary: int, limit: int):
-    """A ``tokenizers.Tokenizer`` that adds [CLS] and [SEP] and gives at most ``limit`` tokens."""
-    from tokenizers import Tokenizer, processors
-
-    get = _get(path.parent)
-    with reported(f"{path} is damaged", f"delete it and {get}"):
-        tokenizer = Tokenizer.from_file(str(path))
-        end, start = ((token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
-        tokenizer.post_processor = processors.BertProcessing(end, start)  # the library panics at a damaged one
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(limit)
-        largest = max(tokenizer.get_vocab().values())
-    if limit < 3 or largest >= vocabulary:
-        raise InputError(f"{path} does not fit model.safetensors: {get}")
-    return tokenizer
-
-
-def _tokenize(texts: Sequence[str], tokenizer) -> list[list[int]]:
-    tokens = []
-    for text in texts:
-        with reported(f"the text {shown(text)} cannot be encoded", "give another"):
-            tokens.append(tokenizer.encode(text).ids)
-        if len(tokens[-1]) <= 2:
-            raise InputError(f"the text {shown(text)} has no words: give some")
-    return tokens
 
 
 def _pad(tokens: list[list[int]], limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ TRANSLATION_PERCENT = 3
 
 _FLIPS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 _TRANSPOSE_FOR_ORIENTATION = {number: Image.Transpose[name] for number, name in enumerate(_FLIPS, 2)}  # EXIF's numbers
+_SIDEWAYS = [_TRANSPOSE_FOR_ORIENTATION[number] for number in range(5, 9)]
 
 
 def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str, size: int | None = None) -> np.ndarray:
@@ -54,6 +55,15 @@ def decode_photo(bytes_or_path: bytes | str | os.PathLike[str], name: str, size:
         raise InputError(f"photo {name} is not a photo of any known kind: replace the file or leave it out") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise InputError(f"photo {name} is damaged ({reason(error)}): replace the file or leave it out") from error
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a photo as ``decode_photo`` gives it, from its header; (0, 0) where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
+    except Exception:  # a damaged file makes Pillow raise nearly anything
+        return 0, 0
 
 
 def _bytes_of(path: str | os.PathLike[str], name: str) -> bytes:

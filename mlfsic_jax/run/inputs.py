@@ -257,6 +257,13 @@ def text_encoder(config: ConfigDict, exported: Path | None = None) -> Path | cli
     return folder
 
 
+def encoder_files(encoder: Path | clip_text.TextFiles) -> list[Path]:
+    """The files of a ``text_encoder``."""
+    if isinstance(encoder, clip_text.TextFiles):
+        return list(encoder)
+    return sorted(encoder.glob("*")) if encoder.is_dir() else [encoder]
+
+
 def class_mixtures(
     source: str, wordings: Sequence[Sequence[str]], encoder: str | Path | clip_text.TextFiles
 ) -> np.ndarray:

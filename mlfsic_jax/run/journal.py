@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from mlfsic_jax import __version__
+from mlfsic_jax.run import inputs
 from mlfsic_jax.run.classifier import Classifier
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.files import sha256
+from mlfsic_jax.system.files import sha256, stamp
 from mlfsic_jax.system.untrusted import reported
 
 SECONDS_BETWEEN_WRITES = 1.0  # what a killed process loses
@@ -39,7 +40,7 @@ def fingerprint(
     It is of files and arrays as they were read: on a GPU, what is computed from them may differ from run to run.
     """
     predictor, trained = classifier.predictor, classifier.trained
-    files = [*([vectors] if vectors else []), *predictor.word_files, *sorted(predictor.encoder.glob("*"))]
+    files = [*([vectors] if vectors else []), *predictor.word_files, *inputs.encoder_files(predictor.encoder)]
     made_from = {
         "version": __version__,
         "model": [predictor.manifest, trained.n_shot, list(map(_key, files))],
@@ -149,12 +150,8 @@ class Journal:
 
 def _key(photo: str | os.PathLike[str]) -> bytes:
     """Tells a photo, or another file, from what it may become."""
-    try:
-        status = os.stat(photo)
-        stamp = f"{status.st_size} {status.st_mtime_ns} "
-    except OSError:
-        stamp = ""
-    return hashlib.blake2b(stamp.encode() + os.fsencode(photo), digest_size=_KEY).digest()
+    changes = "".join(f"{number} " for number in stamp(photo) or ())
+    return hashlib.blake2b(changes.encode() + os.fsencode(photo), digest_size=_KEY).digest()
 
 
 @contextlib.contextmanager

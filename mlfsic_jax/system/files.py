@@ -134,6 +134,15 @@ def lock(path: pathlib.Path, waiting_for: str = "", refusal: str = "") -> Iterat
         yield
 
 
+def stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Size and time of a file, which tell that it has changed; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The digest of a file's bytes, as hex."""
     with open(path, "rb") as file:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlfsic_jax.run import journal
+from mlfsic_jax.backbones.clip_text import TextFiles
+from mlfsic_jax.run import inputs, journal
 from mlfsic_jax.system.errors import InputError
 
 N_LABELS = 3
@@ -209,3 +210,13 @@ def test_the_fingerprint_is_of_all_that_predictions_come_from(tmp_path):
     assert len(found) == 13 and first not in found
     os.utime(tmp_path / "1.jpg", ns=(0, 1))  # of the support the contents count
     assert made_from() in found
+
+
+@pytest.mark.parametrize("kind", ["folder", "word vectors", "CLIP"])
+def test_the_files_of_every_text_encoder_count(tmp_path, kind):
+    files = [tmp_path / name for name in ("model", "tokenizer")]
+    for file in files:
+        file.write_text("a")
+    encoder = {"folder": tmp_path, "word vectors": files[0], "CLIP": TextFiles(*files)}[kind]
+    expected = files[:1] if kind == "word vectors" else files
+    assert inputs.encoder_files(encoder) == expected
