@@ -26,7 +26,7 @@ THUMBNAIL = 320  # pixels of the longest side
 _AT_ONCE = 64  # photos between looks at whether to stop
 _FEATURES = ("x", "l")  # of ``Method.embed``, what is kept of a photo
 _TABLES = """
-create table if not exists features (name text primary key, state text, error text, x blob, l blob);
+create table if not exists feature (name text primary key, state text, x blob, l blob);
 create table if not exists thumbnail (name text primary key, state text, jpeg blob);
 """
 
@@ -154,17 +154,18 @@ class Collection:
         self.embedded[i] = 1
 
     def _keep(self, numbers: list[int], states: list[str]) -> None:
-        rows = []
-        for i, state in zip(numbers, states, strict=True):
-            error = self.errors.get(i)
-            values = [None if error else self.features[name][i].tobytes() for name in _FEATURES]
-            rows.append((to_sql(self.names[i]), state, error, *values))
-        self._file.executemany("insert or replace into features values (?, ?, ?, ?, ?)", rows)
+        # Those that cannot be read are tried again at the next start, where what reads HEIC may have been installed.
+        rows = [
+            (to_sql(self.names[i]), state, *(self.features[name][i].tobytes() for name in _FEATURES))
+            for i, state in zip(numbers, states, strict=True)
+            if self.embedded[i] == 1
+        ]
+        self._file.executemany("insert or replace into feature values (?, ?, ?, ?)", rows)
         self.count += 1
 
     def _read_cache(self) -> None:
-        for stored, state, error, *values in self._file.execute("select * from features"):
+        for stored, state, *values in self._file.execute("select * from feature"):
             i = self.number.get(from_sql(stored))
             if i is not None and state == self.state(i):
-                arrays = [np.frombuffer(value or b"", np.float16) for value in values]
-                self._set(i, InputError(error) if error else dict(zip(_FEATURES, arrays, strict=True)))
+                arrays = [np.frombuffer(value, np.float16) for value in values]
+                self._set(i, dict(zip(_FEATURES, arrays, strict=True)))

@@ -58,7 +58,8 @@ def test_features_are_computed_once_and_again_where_a_photo_changed(session, fol
     again = open_session(folder, None, predictor, tmp_path / "cache")
     i = again.collection.number["0.png"]
     assert [n for n in again.collection.names if n != "0.png"] == [n for n in names if n not in ("0.png", "2.png")]
-    assert np.flatnonzero(again.collection.embedded == 0).tolist() == [i]
+    # What cannot be read is tried again: what reads it may have been installed since.
+    assert set(np.flatnonzero(again.collection.embedded == 0)) == {i, again.collection.number["damaged.jpg"]}
     again.collection.embed_all(lambda: None)
     for name, x in again.collection.features.items():
         np.testing.assert_array_equal(x[i], before[name][names.index("1.png")])
