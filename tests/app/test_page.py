@@ -137,6 +137,16 @@ def chosen(page, name):
     page.wait_for_selector('#grid[aria-busy="false"]')
 
 
+def swipe(page, selector, across):
+    """Draws a finger over the middle of an element, ``across`` pixels to the right."""
+    box, touch = page.locator(selector).bounding_box(), page.context.new_cdp_session(page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, points in ("touchStart", [x - across / 2]), ("touchMove", [x + across / 2]), ("touchEnd", []):
+        points = [{"x": point, "y": y} for point in points]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.detach()
+
+
 def test_clicks_decide_and_an_export_is_read(app, open_page, tmp_path):
     page = open_page()
     add_labels(page, app)
@@ -336,6 +346,15 @@ def test_a_phone_scrolls_in_one_direction(app, open_page, scheme):
     assert fits("#label")
     back = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (sum(map(int, back[4:-1].split(","))) < 384) == (scheme == "dark")
+
+
+def test_a_swipe_turns_to_the_next_photo(open_page):
+    page = open_page(390, 844, has_touch=True, is_mobile=True)
+    first, second = shown(page)[:2]
+    page.tap(f"{FIRST} .main")
+    for across, expected in ((-150, second), (150, first), (-20, first)):  # the last one is too short
+        swipe(page, "#stage", across)
+        soon(page, "document.querySelector('#photo-name').innerText", expected)
 
 
 def test_a_server_that_ends_is_told_and_found_again(app, open_page):
