@@ -12,7 +12,8 @@ taken; configs/voc.py:cpu does for all of them, and fields are set as --config.F
   zero_shot seeds                      (table 9, section 5.4.3)
   wga                                  ablations of WGA, the predecessor (its tables 3 and 6)
   reading                              our reading of what the paper leaves open
-  by_name                              the model out of the box, which is not in the papers, and its controls
+  by_name splits                       the model out of the box, which is not in the papers, and its controls; the same
+                                       in six random label splits
 """
 
 import re

@@ -64,7 +64,7 @@ def entries(made: Made) -> Iterator[dict[str, Any]]:
         command, reference = made.row_command(line.row), lines.get(line.row.against)
         for n_shot, metric in itertools.product(made.runs.config.shots, METRICS):
             names = {"table": made.name, "row": line.row.name, "n_shot": n_shot, "metric": metric}
-            numbers = _numbers(made.runs.config.data, line, reference, n_shot, metric)
+            numbers = _numbers(made, line, reference, n_shot, metric)
             yield dict.fromkeys(_COLUMNS) | names | numbers | {"reason": line.reason, "command": command}
 
 
@@ -77,8 +77,8 @@ def as_csv(entries: Sequence[Mapping]) -> str:
     return out.getvalue()
 
 
-def _numbers(data, line: Line, reference: Line | None, n_shot: int, metric: str) -> dict[str, Any]:
-    found, paper = {}, published(line.row.published, n_shot) or {}
+def _numbers(made: Made, line: Line, reference: Line | None, n_shot: int, metric: str) -> dict[str, Any]:
+    data, found, paper = made.runs.config.data, {}, published(line.row.published, n_shot) or {}
     if metric in paper:
         where = f"table {paper['table']}" if isinstance(paper["table"], int) else paper["table"]
         found = {"published": paper[metric], "published_in": f"{paper['paper']}, {where}"}
@@ -98,7 +98,7 @@ def _numbers(data, line: Line, reference: Line | None, n_shot: int, metric: str)
         found |= {"ours": of_episodes["mean"], "interval": of_episodes["ci95"], "interval_of": "95 % over episodes"}
     else:
         means = np.array([run.mean() for run in ours])
-        found |= {"ours": means.mean(), "interval": means.std(ddof=1), "interval_of": "sd over seeds"}
+        found |= {"ours": means.mean(), "interval": means.std(ddof=1), "interval_of": f"sd over {made.table.over}"}
     usual = usual_policy(data.name)
     setting = (paper.get("dataset"), paper.get("policy", usual), paper.get("split", ""))
     if metric in paper and setting == (data.name, data.policy or usual, data.split):  # else it would mean nothing
@@ -119,11 +119,12 @@ def markdown(made: Made, entries: Sequence[Mapping]) -> str:
     shown = {(e["row"], e["n_shot"]): e for e in entries if e["metric"] == "macro_ap"}
     shown = [(line, [shown[line.row.name, n_shot] for n_shot in made.runs.config.shots]) for line in made.lines]
     several = any(len(line.row.runs) > 1 for line in made.lines)
-    interval = "standard deviation over seeds" if several else "95 % interval over the episodes of one trained model"
+    spread = f"standard deviation over {made.table.over}"
+    interval = spread if several else "95 % interval over the episodes of one trained model"
     parts = [f"# {made.table.title}", "", f"Ma-AP in %, mean ± {interval}.", ""]
     head = ["method", *(cell for k in made.runs.config.shots for cell in (f"{k}-shot", "published", "difference"))]
     parts += _grid([head, *([line.row.name, *(cell for e in of for cell in _cells(line, e))] for line, of in shown)])
-    parts += _differences(made, shown, "seeds" if several else "episodes")
+    parts += _differences(made, shown, made.table.over if several else "episodes")
     parts += ["", *_sources(made, entries)]
     parts += [made.table.note] if made.table.note else []
     parts += ["", "## Commands", "", "The table, with all that is missing:", "", "```sh", made.command(), "```"]

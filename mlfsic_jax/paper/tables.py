@@ -11,6 +11,7 @@ from mlfsic_jax.data.published import published_rows
 from mlfsic_jax.methods import METHODS
 
 N_SEEDS = 10  # section 5.4.3
+N_SPLITS = 6
 # Without skip, as its paper has it; its own training, since the standard layers start at random.
 WGA = {"model.attention": "standard", "model.dynamic": False, "model.skip": False}
 WGA_TRAINING = {"train.learning_rate": 1e-3, "train.epochs": 100, "train.warmup_epochs": 5, "train.validate_every": 5}
@@ -65,6 +66,7 @@ class Table(NamedTuple):
     rows: tuple[Row, ...]
     note: str = ""  # below the table
     untrained: bool = False  # whether no row needs training by episodes
+    over: str = "seeds"  # what a row's runs differ in, where it has several
 
 
 def published_as(method: str, words: str = "GloVe", backbone: str = "ResNet-50", dataset: str = "coco", **setting):
@@ -249,7 +251,8 @@ def _fspml(_) -> Table:
 
 def _seeds(config) -> Table:
     runs = tuple({"seed": config.seed + i} for i in range(N_SEEDS))
-    rows = [row._replace(runs=runs) for row in _both(published=published_as)]
+    base, lcm = (row._replace(runs=runs) for row in _both(published=published_as))
+    rows = [_untrained(base), base, lcm, Row("LCM with random scores", "lcm_random_scores", runs)]
     note = "Another seed draws other parameters, other episodes to train on, and other episodes to test on."
     return Table(f"{N_SEEDS} seeds (section 5.4.3)", _against("Base", rows), note)
 
@@ -307,6 +310,12 @@ def _by_name(config) -> Table:
     return Table("Labels by name, through the backbone's classifier", _against("ridge", rows), note, untrained=True)
 
 
+def _splits(config) -> Table:
+    table, runs = _by_name(config), tuple({"data.split": "auto", "data.seed": i} for i in range(N_SPLITS))
+    rows = tuple(row._replace(runs=runs) for row in table.rows if row.runs == ({},))
+    return table._replace(title=f"Labels by name in {N_SPLITS} random label splits", rows=rows, over="label splits")
+
+
 def _wga_of(config) -> dict:
     """Changes to WGA; with a backbone that is trained, in the steps of the config."""
     return WGA if config.train_backbone else WGA | WGA_TRAINING
@@ -348,7 +357,7 @@ def _own_words(config, fields: Iterable[str]) -> dict[str, str]:
 _PHOTOS = ("voc", "coco", "nus_wide", "imaterialist")
 _OTHERS = (
     *(_laso_protocol, _components, _attention, _selection, _heads, _theta),
-    *(_backbones, _embeddings, _zero_shot, _clip, _fspml, _seeds, _wga, _reading, _by_name),
+    *(_backbones, _embeddings, _zero_shot, _clip, _fspml, _seeds, _wga, _reading, _by_name, _splits),
 )
 TABLES: dict[str, Callable[[ConfigDict], Table]] = {
     **{name: functools.partial(_main_table, dataset=name) for name in _PHOTOS},
