@@ -146,16 +146,16 @@ def _laso_protocol(config) -> Table:
 
 
 def _components(_) -> Table:
-    (base, lcm), top = _both(published=published_as), {"query_top": 12}
-    rows = (
+    top = {"query_top": 12}
+    rows = []
+    for row in (
         Row("without CM loss", "base", ({"model.cm_loss": False},)),
         Row("without cross-attention", "base", ({"model.attention": "none"},)),
         Row("without dynamic convolution", "base", ({"model.dynamic": False},)),
         Row("local features of queries, top 12", "base", ({"model.query_top": 12},), published_as("Base", **top)),
-        base,
-        lcm,
-        *_FORMS,
-    )
+    ):
+        rows += [row, _untrained(row)]
+    rows += [*_both(published=published_as), *_FORMS]
     return Table("Components (table 5, A.3.3)", _against("Base", rows), _LOST.format("table 5"))
 
 
