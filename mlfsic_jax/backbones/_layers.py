@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 # As torchvision initialises both families: normal with variance 2 / (kernel area * output channels).
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(
@@ -24,7 +24,7 @@ def conv(
         strides=(stride, stride),
         padding=tuple((side // 2, side // 2) for side in kernel) if pad else "VALID",
         use_bias=use_bias,
-        kernel_init=_KERNEL_INIT,
+        kernel_init=KERNEL_INIT,
         name=name,
     )
 
@@ -38,7 +38,7 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32 [B, H, W, C] -> float32 [B, H, W, features]."""
-        x = x @ self.param("kernel", _KERNEL_INIT, (1, 1, x.shape[-1], self.features))[0, 0]
+        x = x @ self.param("kernel", KERNEL_INIT, (1, 1, x.shape[-1], self.features))[0, 0]
         return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
 
 
@@ -55,7 +55,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32 [B, H, W, C] -> float32 [B, ceil(H / stride), ceil(W / stride), C]."""
         k, stride, (_, h, w, c) = self.kernel, self.stride, x.shape
-        weights = self.param("kernel", _KERNEL_INIT, (k, k, 1, c))
+        weights = self.param("kernel", KERNEL_INIT, (k, k, 1, c))
         x = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
         return sum(x[:, i : i + h : stride, j : j + w : stride] * weights[i, j, 0] for i in range(k) for j in range(k))
 

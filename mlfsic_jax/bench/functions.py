@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mlfsic_jax.backbones.conv4 import convolve
 from mlfsic_jax.bench import made_up
 from mlfsic_jax.bench.measure import Case
 from mlfsic_jax.core import lcm
@@ -209,13 +210,9 @@ def _products(features, words):
         return jax.lax.map(lambda u: (u @ u.T, u @ words.T), u)
 
 
-def _convolution(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
 # x [B, H, W, n], kernel [3, 3, n, m] and the gradient of the output [B, H, W, m] -> the output, or a gradient
 CONVOLUTIONS = {
-    "forward": jax.jit(lambda x, kernel, dy: _convolution(x, kernel)),
-    "to its input": jax.jit(lambda x, kernel, dy: jax.vjp(lambda x: _convolution(x, kernel), x)[1](dy)[0]),
-    "to its kernel": jax.jit(lambda x, kernel, dy: jax.vjp(lambda k: _convolution(x, k), kernel)[1](dy)[0]),
+    "forward": jax.jit(lambda x, kernel, dy: convolve(x, kernel)),
+    "to its input": jax.jit(lambda x, kernel, dy: jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)[0]),
+    "to its kernel": jax.jit(lambda x, kernel, dy: jax.vjp(lambda k: convolve(x, k), kernel)[1](dy)[0]),
 }
