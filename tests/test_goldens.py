@@ -83,9 +83,10 @@ def test_a_tiny_run_on_scenes_gives_its_golden_numbers(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_gives_its_golden_numbers(tmp_path, monkeypatch):
-    """With XLA's own gradient of convolutions, as then, within 1e-5 on one CPU of the kind that made them: last digits of float32 sums, see above.
+    """Within 1e-5 on one CPU of the kind that made them: last digits of float32 sums, see above.
 
-    Another processor orders sums otherwise in every step of training, which adds up; there the numbers differ more.
+    Another processor orders sums otherwise in every step of training, which adds up; there the numbers differ more. So
+    would our gradient of convolutions: XLA's is taken, as then.
     """
     monkeypatch.setattr(conv4, "convolve", conv4._plain)
     config = demo.get_config()
