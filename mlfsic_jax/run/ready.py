@@ -22,7 +22,11 @@ from mlfsic_jax.system.untrusted import expand
 
 METHOD = "class_word_ridge"
 # name -> backbone and side of the photos in pixels
-QUALITIES = {"standard": ("efficientnet_lite0", 320), "high": ("efficientnet_lite2", 384)}
+QUALITIES = {
+    "standard": ("efficientnet_lite0", 320),
+    "high": ("efficientnet_lite2", 384),
+    "highest": ("efficientnet_lite0_lite2", 384),
+}
 # Photos per label -> slope and intercept of the probabilities, and Ma-AP, all from validation labels: logistic
 # regression on episodes of 2 to 6 labels, means over VOC and COCO.
 _CHOSEN = {0: ((17.2, -2.56), 0.897), 1: ((14.0, -2.6), 0.902), 5: ((13.0, -2.9), 0.908)}
@@ -41,7 +45,7 @@ def load(
     Args:
       path: the workdir of a training run, or a folder that ``export`` wrote.
       n_shot: only the model for this shot count.
-      quality: of the model out of the box: "standard", or "high", slower and a little better.
+      quality: of the model out of the box: "standard", or "high" and "highest", slower and a little better.
       data_dir: where its published files are.
       fetch: whether to download those that are missing.
 

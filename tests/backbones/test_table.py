@@ -16,8 +16,8 @@ from mlfsic_jax.backbones import (
     Conv4,
     EfficientNetLite,
     InceptionV3,
+    Joined,
     MobileNetV2,
-    Pooled,
     ResNet,
     VisionTransformer,
     create_backbone,
@@ -45,6 +45,7 @@ MAPS = {
     "efficientnet_lite2": (9, 9, 1280),
     "efficientnet_lite3": (9, 9, 1280),
     "efficientnet_lite4": (10, 10, 1280),
+    "efficientnet_lite0_lite2": (12, 12, 1280 + 1280),
 }
 # Published numbers of parameters, the classifier included.
 PARAMETERS = {f"efficientnet_lite{i}": n for i, n in enumerate((4.652, 5.417, 6.092, 8.197, 13.007))}
@@ -120,7 +121,7 @@ def test_batch_norms_are_not_synchronised_by_default():
 @pytest.mark.parametrize("name", MAPS)
 def test_published_files(name):
     files = published_files(name)
-    assert len(files) == {"conv4": 0, "resnet50_vit_b_16": 2}.get(name, 1)
+    assert len(files) == {"conv4": 0, "resnet50_vit_b_16": 2, "efficientnet_lite0_lite2": 2}.get(name, 1)
     for file in files:
         stem, _, prefix = file.url.rpartition("/")[2].removesuffix(".pth").rpartition("-")
         if "torch" in file.url:
@@ -224,13 +225,17 @@ def test_a_backbone_of_two_parts_takes_two_files(tmp_path):
     parts = [random_variables(part, random_images(1)) for part in (first, second)]
     for file, variables, part in zip(files, parts, (first, second), strict=True):
         save_weights(file, variables, part)
-    module, images = Pooled((first, second)), random_images(2)
+    module, images = Joined((first, second), pooled=True), random_images(2)
 
     variables = load_weights(f"{files[0]},{files[1]}", module, 32)
     expected = [np.asarray(p.apply(v, images)).mean((1, 2)) for p, v in zip((first, second), parts, strict=True)]
     actual = module.apply(variables, images)
     assert actual.shape == (2, 1, 1, 8 + 3)
     np.testing.assert_allclose(actual[:, 0, 0], np.concatenate(expected, axis=1), rtol=1e-5, atol=1e-6)
+
+    same = Joined((second, second))
+    maps = np.asarray(same.apply(load_weights(f"{files[1]},{files[1]}", same, 32), images))
+    np.testing.assert_allclose(maps, np.tile(second.apply(parts[1], images), 2), rtol=1e-5, atol=1e-6)
 
     with pytest.raises(InputError, match=r"names 1 weights file.*ResNet \+ Conv4 takes 2.*comma"):
         load_weights(files[0], module, 32)

