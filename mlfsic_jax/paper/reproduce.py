@@ -28,7 +28,8 @@ def reproduce(name: str, config: ConfigDict, root: str | Path, given: Sequence[s
     with reported(f"cannot write to the workdir {root}", "choose another with --workdir", OSError):
         root.mkdir(parents=True, exist_ok=True)
     table = TABLES[name](config)
-    made, errors = Made(name, table, Runs(config, root, table.untrained), given, []), []
+    untrained = tuple(dict.fromkeys(row.method for row in table.rows)) if table.untrained else ()
+    made, errors = Made(name, table, Runs(config, root, untrained), given, []), []
     for row in track(made.table.rows, total=len(made.table.rows), description=f"table {name}", unit="rows"):
         values, reason = {}, ""
         if row.method:

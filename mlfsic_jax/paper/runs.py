@@ -30,10 +30,10 @@ Values = dict[str, np.ndarray]  # metric -> float32 [E], one value for each nove
 class Runs:
     """The runs of one config and its changes, in folders of ``root``; a finished one is not done again.
 
-    With ``untrained``, for methods that need no training by episodes, each is evaluated by itself.
+    ``untrained`` are methods that need no training by episodes: these are evaluated together, and nothing is trained.
     """
 
-    def __init__(self, config: ConfigDict, root: Path, untrained: bool = False):
+    def __init__(self, config: ConfigDict, root: Path, untrained: tuple[str, ...] = ()):
         self.config, self.root, self.untrained = config, root, untrained
         self._done: dict[tuple[Path, str], dict[int, Values] | InputError] = {}
         self._inputs: dict[Path, inputs.Inputs] = {}
@@ -57,7 +57,7 @@ class Runs:
         return self.root / re.sub(r"[^\w.,=-]", "_", name)
 
     def is_alone(self, method: str) -> bool:
-        """Whether a method is evaluated by itself, since a run leaves it out or none is wanted."""
+        """Whether a method is evaluated without a run, since a run leaves it out or none is wanted."""
         name = method.partition("@")[0]
         if self.untrained:
             return True
@@ -95,8 +95,8 @@ class Runs:
     def _evaluate(self, changes: dict, name: str) -> dict[int, Values]:
         config, folder, found = self.changed(changes), self.folder(changes), {}
         for n_shot in config.shots:
-            path = folder / f"peer_{name}_{n_shot}shot.safetensors"
-            found[n_shot] = read_values(path, config)
+            files = {n: folder / f"peer_{n}_{n_shot}shot.safetensors" for n in self.untrained or (name,)}
+            found[n_shot] = read_values(files[name], config)
             if found[n_shot] is not None:
                 continue
             trains_model = config.train_backbone or "episodes" in METHODS[name].stores
@@ -106,10 +106,13 @@ class Runs:
                 self._inputs[folder] = inputs.load(config)
             run, workdir = self._inputs[folder], self.folder(self._of_training(changes))
             variables = experiment.restore_best(config, run, n_shot, workdir) if trains_model else None
-            found[n_shot] = experiment.evaluate_alone(config, run, n_shot, name, variables)
+            values = experiment.evaluate_alone(config, run, n_shot, tuple(files), variables)
+            of_method = {n: {k: v for k, v in values.items() if re.match(rf"{n}[.@]", k)} for n in files}
+            found[n_shot] = of_method[name]
             if parallel.is_first():
                 folder.mkdir(parents=True, exist_ok=True)
-                write_arrays(path, found[n_shot], {"config": json.dumps(config.to_dict())})
+                for n, path in files.items():
+                    write_arrays(path, of_method[n], {"config": json.dumps(config.to_dict())})
         return found
 
     def _of_training(self, changes: dict) -> dict:

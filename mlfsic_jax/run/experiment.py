@@ -212,20 +212,20 @@ def _curve(name: str, method: Method, sweep: evaluate.Scores, novel: evaluate.Sc
 
 
 def evaluate_alone(
-    config: ConfigDict, run: inputs.Inputs, n_shot: int, name: str, variables: dict | None = None
+    config: ConfigDict, run: inputs.Inputs, n_shot: int, names: tuple[str, ...], variables: dict | None = None
 ) -> dict[str, np.ndarray]:
-    """{"method.metric": float32 [E]} of one method, e.g. a peer, on the fixed novel episodes.
+    """{"method.metric": float32 [E]} of one method, e.g. a peer, or of several, on the fixed novel episodes.
 
-    ``variables`` are those of the trained model, where the method uses it or the backbone was trained with it.
+    ``variables`` are those of the trained model, where a method uses it or the backbone was trained with it.
     """
     views = inputs.feature_views(run, variables)
-    methods, stores = open_methods(config, n_shot, views["base"], variables, (name,))
-    if methods[name].tuned or methods[name].calibrated:
+    methods, stores = open_methods(config, n_shot, views["base"], variables, names)
+    if any(method.tuned or method.calibrated for method in methods.values()):
         return evaluate_run(config, views, n_shot, methods, stores)[1]
-    trained = {name: trained_of(methods[name], stores)}
+    trained = {name: trained_of(method, stores) for name, method in methods.items()}
     sizes = {"n_episodes": config.eval.episodes, "n_shot": n_shot, "n_query": config.eval.n_query}
     scores = evaluate.score_episodes(methods, trained, views["novel"], key=novel_key(config.seed, n_shot), **sizes)
-    return evaluate.episode_values({name: multilabel_metrics(scores.methods[name], scores.labels)})
+    return evaluate.episode_values({name: multilabel_metrics(s, scores.labels) for name, s in scores.methods.items()})
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str | Path | None = None) -> list[dict]:

@@ -49,6 +49,26 @@ def tiny(folder):
 LOAD, EVALUATE_ALONE = inputs.load, experiment.evaluate_alone
 
 
+def test_methods_without_training_are_evaluated_together(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate_alone(config, run, n_shot, names, variables):
+        asked.append((n_shot, names))
+        return EVALUATE_ALONE(config, run, n_shot, names, variables)
+
+    monkeypatch.setattr(experiment, "evaluate_alone", evaluate_alone)
+    config, names = tiny(tmp_path), ("ridge", "prototypes", "classifier")
+    found = {}
+    for given in (names, ("ridge",), ("classifier",)):
+        made = runs.Runs(config, tmp_path / "-".join(given), given)
+        found |= {(given, name): made.values({}, name) for name in given}
+    assert asked == [(k, given) for given in (names, ("ridge",), ("classifier",)) for k in config.shots]
+    for name in ("ridge", "classifier"):
+        jax.tree.map(np.testing.assert_array_equal, found[names, name], found[(name,), name])
+    assert runs.Runs(config, tmp_path / "-".join(names), names).values({}, "prototypes").keys() == set(config.shots)
+    assert len(asked) == 3 * len(config.shots)  # the last were read from files
+
+
 class Stop(Exception):
     """Stands for a kill."""
 
@@ -64,10 +84,10 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     with pytest.MonkeyPatch.context() as patch:
 
-        def stops(config, run, n_shot, name, variables):
-            if name == "base_tuned":
+        def stops(config, run, n_shot, names, variables):
+            if names == ("base_tuned",):
                 raise Stop
-            return EVALUATE_ALONE(config, run, n_shot, name, variables)
+            return EVALUATE_ALONE(config, run, n_shot, names, variables)
 
         patch.setattr(experiment, "evaluate_alone", stops)
         with pytest.raises(Stop):
