@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlfsic_jax.core import clip
-from mlfsic_jax.core.functional import unit
+from mlfsic_jax.core.functional import inverse_definite, unit
 from mlfsic_jax.core.word_ridge import solve
 
 LOGITS = 1.25  # weight of l.A beside x.D
@@ -115,7 +115,7 @@ def fit(directions, x, logits, labels, *, regulariser: float, gated: bool = True
     if not len(x):
         return Fit(directions, jnp.ones((), x.dtype), x, y, y)
     betas = jnp.array([1.0, 0.0] if gated else [1.0], x.dtype)
-    dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, labels, regulariser))(betas)
+    dual, left_out = jax.vmap(lambda beta: solve(x @ x.T, beta * p, labels, regulariser, inverse_definite))(betas)
     best = _worse(*jnp.nansum((left_out - y) ** 2, axis=2), ~jnp.isnan(y).all(axis=1)).astype(int) if gated else 0
     return Fit(directions, betas[best], x, dual[best], left_out[best])
 

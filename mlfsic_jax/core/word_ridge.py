@@ -206,7 +206,7 @@ def standardised(scores, left_out, labels):
     return (scores - centre) / jnp.maximum(spread, 1e-6)
 
 
-def solve(kernel, prior, labels, regulariser):
+def solve(kernel, prior, labels, regulariser, inverse_of=jnp.linalg.inv):
     """Ridge regression in the dual: kernel K [S, S], prior p(S) [S, C], labels [S, C], lambda -> dual, left out.
 
     Labels are 0 or 1; where they are float they may be NaN, unknown: the image is then left out of that label's fit.
@@ -214,14 +214,15 @@ def solve(kernel, prior, labels, regulariser):
     The dual, float [S, C], is (K + lambda I)^-1 (T - mean T) with T = y - p(S); a query scores p(q) + k(q, S) dual. The
     left-out scores, float [S, C], are those of images that the fit has not seen, in closed form: a ridge fit to targets
     t predicts t_i - [G^-1 t]_i / [G^-1]_ii at such an image i, G = K + lambda I. The prediction is linear in t, and so
-    is centring by the mean of the others.
+    is centring by the mean of the others. ``inverse_of`` may be ``inverse_definite`` where no eigenvalue of K is
+    negative.
     """
     partial = jnp.issubdtype(labels.dtype, jnp.floating)
     known = (~jnp.isnan(labels) if partial else jnp.ones(len(labels), bool)).astype(kernel.dtype)
     targets = jnp.nan_to_num(labels.astype(kernel.dtype))
 
     def one(p, y, m):  # of a label, [S]; m is 1 where it is known
-        inverse = jnp.linalg.inv(kernel * m * m[:, None] + regulariser * jnp.eye(len(m), dtype=kernel.dtype))
+        inverse = inverse_of(kernel * m * m[:, None] + regulariser * jnp.eye(len(m), dtype=kernel.dtype))
         t, n = m * (y - p), m.sum()
 
         def unseen(t):

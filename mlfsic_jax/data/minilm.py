@@ -62,7 +62,7 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids, lengths = _pad([tokens[row] for row in rows], limit)
-        vectors[rows] = _encode(params, ids, lengths, n_layers, n_heads)[: len(rows)]
+        vectors[rows] = np.asarray(_encode(params, ids, lengths, n_layers, n_heads))[: len(rows)]
     if not np.isfinite(vectors).all():
         why = "is damaged (it gives NaN or infinity)"
         raise InputError(f"{folder / 'model.safetensors'} {why}: delete it and {_get(folder)}")

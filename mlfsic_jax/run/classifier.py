@@ -171,7 +171,7 @@ def fit_embedded(fitting: Fitting, images: Mapping[str, np.ndarray], labels: np.
         fill = _filled(len(labels)) - len(labels)
         images = {name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)) for name, x in images.items()}
         labels = np.pad(labels.astype(np.float32), [(0, fill), (0, 0)], constant_values=np.nan)
-    state = _fit(value, trained_of(trained, chosen), images, jnp.asarray(labels), words)
+    state = _fit(value, trained_of(trained, chosen), images, labels, words)
     if value.statistics(state).get("beta", 1) == 0:
         note += "; the photos are told apart better without the names, which are not used"
     kept = state.get("keep") if isinstance(state, dict) else None

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 
 from mlfsic_jax import methods
 from mlfsic_jax.core import word_ridge
+from mlfsic_jax.core.functional import inverse_definite
 
 IMAGES, B, C, S, Q, L, N, DW = 60, 5, 3, 7, 6, 4, 8, 4
 # float32 against float64 loops; values are of order one, systems well conditioned by their regulariser
@@ -127,13 +128,14 @@ def test_scores_and_left_out_scores(case, method, kernel, beta):
     assert beta == 0 or np.abs(full - by_hand(case, beta=0, kernel=kernel, regulariser=regulariser)[0]).max() > 0.01
 
 
-def test_unknown_labels_leave_an_image_out_of_that_labels_fit():
+@pytest.mark.parametrize("inverse_of", [jnp.linalg.inv, inverse_definite])
+def test_unknown_labels_leave_an_image_out_of_that_labels_fit(inverse_of):
     rng = np.random.default_rng(5)
     x, p, y = rng.normal(size=(S, N)), rng.normal(size=(S, C)), rng.integers(0, 2, (S, C)).astype(float)
     y[[0, 3, 6], [0, 0, 2]] = np.nan
     y[5] = np.nan  # of an image that only fills the set up
     arrays = (a.astype(np.float32) for a in (x @ x.T, p, y))
-    dual, left_out = map(np.asarray, word_ridge.solve(*arrays, 2.0))
+    dual, left_out = map(np.asarray, word_ridge.solve(*arrays, 2.0, inverse_of))
     for c in range(C):
         known = np.flatnonzero(~np.isnan(y[:, c]))
         peer = Ridge(alpha=2.0, fit_intercept=False)
