@@ -35,7 +35,7 @@ class ClassWordRidge(Method):
     against: ClassVar[str] = "ridge"
 
     regulariser: float = 1.0  # of ridge regression
-    gated: bool = True  # leave out the prior where left-out support images are clearly better without it
+    gated: bool = True  # leave out the prior of words that mean nothing or something else, see ``core.class_words.fit``
     # keep what ``explain`` needs of every image
     explains: bool = dataclasses.field(default=False, metadata=FIXED)
 
@@ -68,13 +68,15 @@ class ClassWordRidge(Method):
         return ClassWordRidge.embed, self.explains, id(trained["mean"])
 
     def fit(self, trained, images, labels, words):
-        mixtures = self.mixtures(words)
+        mixtures, options = self.mixtures(words), {"regulariser": self.regulariser, "gated": self.gated}
         if "pooling" in trained:
             directions = class_words.directions_clip(mixtures, len(trained["mean"]))
+            options["least_spread"] = 0.0  # of cosines with texts that say nothing it is not known
         else:
             mixtures = mixtures.reshape(len(words), -1, len(trained["bias"]))
             directions = class_words.directions(trained["weight"], mixtures)
-        options = {"regulariser": self.regulariser, "gated": self.gated}
+            if mixtures.shape[1] == 1:  # by word vectors, whose spread is smaller, and which know no made-up words
+                options["least_spread"] = 0.0
         state = {"fit": class_words.fit(directions, images["x"], images["l"], labels, **options), "labels": labels}
         return state | ({"regions": images["regions"]} if self.explains else {})
 

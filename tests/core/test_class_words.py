@@ -94,10 +94,28 @@ def test_names_are_left_out_by_half_a_standard_error(seed):
         errors.append(((np.asarray(left_out) - labels[:-1]) ** 2).sum(axis=1))
     difference = errors[0] - errors[1]
     clearly = difference.mean() > difference.std(ddof=1) / np.sqrt(S - 1) / 2
-    fitted = class_words.fit(directions, x, z, labels.astype(np.float32), regulariser=1.0)
+    options = {"regulariser": 1.0, "least_spread": 0.0}
+    fitted = class_words.fit(directions, x, z, labels.astype(np.float32), **options)
     assert fitted.beta == (0 if clearly else 1)
     one = np.where(np.arange(S)[:, None] == 0, labels, np.nan).astype(np.float32)
-    assert class_words.fit(directions, x, z, one, regulariser=1.0).beta == 1
+    assert class_words.fit(directions, x, z, one, **options).beta == 1
+
+
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_names_that_tell_nothing_apart_are_left_out(factor):
+    directions, (x, z), _, _ = episode()
+    p = np.asarray(class_words.prior(directions, x, z))[:-1]
+    c = p.shape[1]
+    labels = (p > 0).astype(np.float32)  # as the prior has it: left-out errors do not speak against it
+    labels = np.concatenate([labels, np.full((1, c), np.nan, np.float32)])  # the last image only fills the set up
+    spread = np.sqrt((p**2).mean() * c / (c - 1))
+    scaled = tuple(factor * class_words.LEAST_SPREAD / spread * np.asarray(d) for d in directions)
+    assert class_words.fit(scaled, x, z, labels, regulariser=1.0).beta == (factor > 1)
+    assert class_words.fit(scaled, x, z, labels, regulariser=1.0, least_spread=0.0).beta == 1
+    assert class_words.fit(scaled, x, z, labels, regulariser=1.0, gated=False).beta == 1
+    assert class_words.fit(scaled, x, z, np.full_like(labels, np.nan), regulariser=1.0).beta == 1
+    one = tuple(d[:1] for d in scaled)
+    assert class_words.fit(one, x, z, labels[:, :1], regulariser=1.0).beta == 1
 
 
 def test_without_photos_the_prior_scores():
