@@ -6,6 +6,7 @@ two kinds of text, "gloss" of "a photo of a LEMMA: GLOSS" and "photo", the mean 
 """
 
 import functools
+import hashlib
 import importlib.resources
 import os
 import re
@@ -55,6 +56,12 @@ def left_out(labels: Sequence[str], without: str) -> np.ndarray:
         return kind or (without == "names" and any(map(named.search, own)))
 
     return np.array([bool(without) and leave(entry) for entry in texts["classes"]])
+
+
+def made_up_word(name: str) -> str:
+    """A word of four syllables that means nothing, such as "kuvoteri"; always the same for a name."""
+    digits = hashlib.sha256(name.encode()).digest()
+    return "".join("bdfgklmnprstvz"[a % 14] + "aeiou"[b % 5] for a, b in zip(digits[:4], digits[4:8], strict=True))
 
 
 def mixtures(label_vectors: np.ndarray, leave: np.ndarray | None = None, classes: np.ndarray | None = None):

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from mlfsic_jax.methods.base import Method
-from mlfsic_jax.methods.class_words import ClassWordRidge, ClassWords, PermutedNames, WithoutKinds, WithoutNames
+from mlfsic_jax.methods.class_words import (
+    ClassWordRidge,
+    ClassWords,
+    MadeUpNames,
+    PermutedNames,
+    WithoutKinds,
+    WithoutNames,
+)
 from mlfsic_jax.methods.classifier import Classifier, ClassifierPretrained
 from mlfsic_jax.methods.closed_form import Prototypes, Ridge
 from mlfsic_jax.methods.episodic import Base, BaseUntrained, ZeroShot
@@ -44,6 +51,7 @@ METHODS: dict[str, Method] = {
     "class_word_ridge_no_kinds": WithoutKinds(),
     "class_word_ridge_no_names": WithoutNames(),
     "class_word_ridge_permuted": PermutedNames(),
+    "class_word_ridge_made_up": MadeUpNames(),
     "base_untrained": BaseUntrained(),
     "base": Base(),
     "lcm_random_scores": LCMRandomScores(),

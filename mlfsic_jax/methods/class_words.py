@@ -144,3 +144,11 @@ class PermutedNames(ClassWordRidge):
 
     def mixtures(self, words):
         return jnp.roll(words, 1, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUpNames(ClassWordRidge):
+    """``ClassWordRidge`` with made-up words for names: what names cost that mean nothing to the text encoder."""
+
+    words_from: ClassVar[str] = "classes by made-up words"
+    control: ClassVar[bool] = True

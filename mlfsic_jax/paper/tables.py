@@ -304,7 +304,8 @@ def _by_name(config) -> Table:
         Row("... without the classes that are kinds of a label", "class_word_ridge_no_kinds"),
         Row("... nor those with a label in their name", "class_word_ridge_no_names"),
         Row("... with the name of another label", "class_word_ridge_permuted"),
-        Row("... which are always used", "class_word_ridge_permuted", ({"class_words.gated": False},)),
+        Row("... with made-up words", "class_word_ridge_made_up"),
+        Row("... with another's name, always used", "class_word_ridge_permuted", ({"class_words.gated": False},)),
     ]
     note = f"{config.backbone} was trained on classes of these names, such as breeds of dogs: they are not new to it."
     return Table("Labels by name, through the backbone's classifier", _against("ridge", rows), note, untrained=True)

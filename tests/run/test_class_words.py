@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import folder
+from mlfsic_jax.data import class_words
 from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.report.page import write_report
 from mlfsic_jax.run import classifier, experiment, inputs
@@ -16,7 +17,10 @@ from mlfsic_jax.system.errors import InputError
 from tests import made_up, ready_model
 from tests.tiny import TINY
 
-METHODS = ("ridge", "class_words", "class_word_ridge", "class_word_ridge_no_kinds", "class_word_ridge_permuted", "base")
+METHODS = (
+    *("ridge", "class_words", "class_word_ridge", "class_word_ridge_no_kinds", "class_word_ridge_permuted"),
+    *("class_word_ridge_made_up", "base"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,16 @@ def test_the_methods_are_evaluated_with_their_controls(trained):
     assert list(entry["methods"]) == list(METHODS)
     assert {"class_word_ridge-ridge", "class_word_ridge_permuted-ridge"} <= set(entry["paired"])
     assert "class_word_ridge" in entry["validation"]["calibration"]
+
+
+def test_made_up_words_take_the_place_of_names(trained):
+    encoder, names = trained / "data/minilm", ("cat", "pine tree")
+    words = [class_words.made_up_word(name) for name in names]
+    assert words[0] != words[1] == class_words.made_up_word("pine tree") and not set(words) & set(names)
+    np.testing.assert_array_equal(
+        inputs.class_mixtures("classes by made-up words", [[name] for name in names], encoder),
+        inputs.class_mixtures("classes", [[word] for word in words], encoder),
+    )
 
 
 def test_photos_page_and_export(trained):
