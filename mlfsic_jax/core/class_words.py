@@ -18,9 +18,9 @@ from mlfsic_jax.core.word_ridge import solve
 LOGITS = 1.25  # weight of l.A beside x.D
 # CLIP's cosines of photos with texts that fit and with others differ by some 0.07, p of a classifier by 0.5.
 _COSINES = 7.0
-# Spread of p over photos and labels: 0.12 to 0.20 for names of VOC's and COCO's train and validation labels, 0.07 for
-# made-up words.
-LEAST_SPREAD = 0.09
+# Spread of p over photos and labels: 0.12 to 0.20 for names of VOC's and COCO's train and validation labels, 0.06 to
+# 0.11 for made-up words.
+LEAST_SPREAD = 0.12
 # On validation labels of VOC and COCO sigmoid(12.3 p - 3.4) fits a label alone, sigmoid(17.2 p - 2.56) six together.
 _SINGLE = (12.3 / 17.2, (2.56 - 3.4) / 17.2)
 
@@ -116,8 +116,8 @@ def fit(
       labels: [S, C] as of ``word_ridge.solve``: NaN where they are unknown.
       regulariser: lambda.
       gated: whether beta is chosen.
-      least_spread: root mean square of the prior over known images and labels, times sqrt(C / (C - 1)) as its mean over
-        labels is 0, below which it says nothing.
+      least_spread: root mean square of the prior over n known images and C labels, times sqrt(C / (C - 1)) as its mean
+        over labels is 0, below which it says nothing; of few images 1 - 1 / sqrt(n C) of that.
     """
     p, y = prior(directions, x, logits), labels.astype(x.dtype)
     if not len(x):
@@ -128,7 +128,9 @@ def fit(
     if gated:
         known = ~jnp.isnan(y).all(axis=1)
         worse = _worse(*jnp.nansum((left_out - y) ** 2, axis=2), known)
-        best = (worse | (_spread(p, known) < least_spread)).astype(int)
+        # Less where few images tell the spread: to lose right names costs more than to keep others.
+        least = least_spread * (1 - 1 / jnp.sqrt(jnp.maximum(known.sum(), 1) * p.shape[1]))
+        best = (worse | (_spread(p, known) < least)).astype(int)
     return Fit(directions, betas[best], x, dual[best], left_out[best])
 
 

@@ -109,7 +109,8 @@ def test_names_that_tell_nothing_apart_are_left_out(factor):
     labels = (p > 0).astype(np.float32)  # as the prior has it: left-out errors do not speak against it
     labels = np.concatenate([labels, np.full((1, c), np.nan, np.float32)])  # the last image only fills the set up
     spread = np.sqrt((p**2).mean() * c / (c - 1))
-    scaled = tuple(factor * class_words.LEAST_SPREAD / spread * np.asarray(d) for d in directions)
+    least = class_words.LEAST_SPREAD * (1 - 1 / np.sqrt(p.size))
+    scaled = tuple(factor * least / spread * np.asarray(d) for d in directions)
     assert class_words.fit(scaled, x, z, labels, regulariser=1.0).beta == (factor > 1)
     assert class_words.fit(scaled, x, z, labels, regulariser=1.0, least_spread=0.0).beta == 1
     assert class_words.fit(scaled, x, z, labels, regulariser=1.0, gated=False).beta == 1
