@@ -39,6 +39,7 @@ TINY = tiny.TINY | {
 _VIT = {"n_layers": 1, "n_heads": 2, "width": 32}
 _MOBILENET = ((1, 8, 1, 1), (2, 8, 1, 2), (2, 8, 1, 2), (2, 8, 1, 2))
 _LITE = tuple((*row, 3) for row in _MOBILENET)  # kernels of 3 x 3
+_lite0 = functools.partial(backbones.EfficientNetLite, stages=_LITE, last_features=32)
 _resnet50 = functools.partial(backbones.ResNet, stage_sizes=(1, 1, 1), width=2)
 _vit_b_16 = functools.partial(backbones.VisionTransformer, patch=16, image_size=32, **_VIT)
 SHALLOW = {
@@ -46,7 +47,8 @@ SHALLOW = {
     "resnet50": (32, _resnet50),
     "resnet101": (32, functools.partial(backbones.ResNet, stage_sizes=(1, 2, 1), width=2)),
     "mobilenet_v2": (32, functools.partial(backbones.MobileNetV2, stages=_MOBILENET, last_features=32)),
-    "efficientnet_lite0": (32, functools.partial(backbones.EfficientNetLite, stages=_LITE, last_features=32)),
+    "efficientnet_lite0": (32, _lite0),
+    "efficientnet_lite0_lite2": (32, lambda: backbones.Joined((_lite0(), _lite0()))),
     "inception_v3": (107, functools.partial(backbones.InceptionV3, width=1 / 32)),
     "vit_b_16": (32, _vit_b_16),
     "vit_b_32": (64, functools.partial(backbones.VisionTransformer, patch=32, image_size=64, **_VIT)),
@@ -76,6 +78,7 @@ RUNS = [
     ("folder", "", FOLDER["folders"], "inception_v3", "bert_concn"),
     ("folder", "", FOLDER["folders"], "clip_vit_b_32_tokens", "mirrorwic"),
     ("folder", "", FOLDER["labels"], "conv4", "glove200"),
+    ("folder", "", FOLDER["labels"], "efficientnet_lite0_lite2", "glove"),
 ]
 
 
