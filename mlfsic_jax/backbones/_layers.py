@@ -8,22 +8,20 @@ from flax import linen as nn
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv(
-    features: int, kernel: int | tuple[int, int], *, stride: int = 1, pad: bool = True, use_bias=False, name: str
-) -> nn.Module:
+def conv(features: int, kernel: int | tuple[int, int], *, stride: int = 1, pad: bool = True, name: str) -> nn.Module:
     """Convolution with ``kernel // 2`` pixels of padding on every side, or none where ``pad`` is False.
 
     Flax's ``SAME`` pads other sides of a strided convolution than PyTorch: imported weights would see shifted images.
     """
     if kernel == stride == 1:
-        return PointwiseConv(features, use_bias, name=name)
+        return PointwiseConv(features, name=name)
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv(
         features,
         kernel,
         strides=(stride, stride),
         padding=tuple((side // 2, side // 2) for side in kernel) if pad else "VALID",
-        use_bias=use_bias,
+        use_bias=False,
         kernel_init=KERNEL_INIT,
         name=name,
     )
@@ -33,13 +31,11 @@ class PointwiseConv(nn.Module):
     """Convolution of every position by itself: a matrix product, which XLA does faster on CPUs when it is told so."""
 
     features: int
-    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32 [B, H, W, C] -> float32 [B, H, W, features]."""
-        x = x @ self.param("kernel", KERNEL_INIT, (1, 1, x.shape[-1], self.features))[0, 0]
-        return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+        return x @ self.param("kernel", KERNEL_INIT, (1, 1, x.shape[-1], self.features))[0, 0]
 
 
 class DepthwiseConv(nn.Module):
