@@ -270,9 +270,9 @@ def class_mixtures(
     """Labels as mixtures of ImageNet's classes: float32 [C, s * K], see ``class_words.mixtures``.
 
     ``source`` is "classes", or "classes without kinds", "classes without names" (``class_words.left_out``), or "classes
-    by made-up words", where every name is replaced by one;
-    ``wordings`` has the names of each label, whose vectors are averaged; ``encoder`` is as of ``text_encoder``. CLIP's
-    labels need no classes: they are the texts themselves, float32 [C, e] of length 1.
+    by made-up words", where every name is replaced by one; ``wordings`` has the names of each label, whose vectors are
+    averaged; ``encoder`` is as of ``text_encoder``. CLIP's labels need no classes: they are the texts themselves,
+    float32 [C, e] of length 1.
     """
     flat = [name for names in wordings for name in names]
     if source == "classes by made-up words":

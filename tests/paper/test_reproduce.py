@@ -365,7 +365,7 @@ def test_of_several_seeds_the_spread_over_seeds_is_shown(tmp_path, monkeypatch):
     text = reproduce.reproduce("seeds", config, tmp_path, ["--config=configs/coco.py"])
     run = MadeUp(config, tmp_path)
     means = [100 * run.values({"seed": seed}, "base")[1]["macro_ap"].astype(float).mean() for seed in range(10)]
-    line = next(line for line in text.splitlines() if line.startswith("| Base "))
+    (line,) = (line for line in text.splitlines() if line.startswith("| Base "))
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[2] == f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}"
     assert cells[3:5] == ["47.0 ± 0.03", f"{np.mean(means) - 47.02:+.1f}"]
