@@ -22,8 +22,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import journal, label_studio
@@ -31,6 +29,7 @@ from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_eac
 from mlfsic_jax.run.labels import parse_labels
 from mlfsic_jax.run.photos import find_photos
 from mlfsic_jax.run.ready import QUALITIES, load
+from mlfsic_jax.system import parallel
 from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax, run_main
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import Streamed, atomic, write_json
@@ -93,8 +92,14 @@ def _predict(classifier: Classifier, photos: Sequence[Path], kept: journal.Journ
 
 
 def _shard(photos: list[Path], shard: str | None) -> list[Path]:
-    """The photos of ``--shard=i/n``: the i-th of every n; by default of this process, where JAX knows of several."""
-    shard = shard or f"{jax.process_index()}/{jax.process_count()}"
+    """The photos of ``--shard=i/n``: the i-th of every n; by default i and n are those of ``parallel.launched``.
+
+    The processes do not join: none waits for another, or ends with it.
+    """
+    if not shard:
+        shard = "{}/{}".format(*parallel.launched())
+        if shard != "0/1":
+            print(f"--shard={shard}, as this process was launched", flush=True)
     given = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
     i, n = map(int, given.groups()) if given else (0, 0)
     if i >= n:

@@ -221,9 +221,16 @@ def test_shards_are_the_parts_of_the_whole(frozen, user, monkeypatch):
     for i in range(3):
         predict.main(arguments(frozen, method="ridge", shard=f"{i}/3", out=f"part{i}.csv"))
         assert Path(f"part{i}.csv").read_text().splitlines() == [head, *whole[i::3]]
-    for name, value in (("process_index", 1), ("process_count", 2)):
-        monkeypatch.setattr(predict.jax, name, lambda value=value: value)
-    assert predict._shard(list("abcde"), None) == ["b", "d"]  # by default that of the process
+    assert predict._shard(list("abcde"), None) == list("abcde")
+
+
+@pytest.mark.parametrize("names", [("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
+def test_launched_processes_take_a_shard_each(frozen, user, monkeypatch, capsys, names):
+    for name, value in zip(names, "12", strict=True):
+        monkeypatch.setenv(name, value)
+    predict.main(arguments(frozen, method="ridge"))
+    assert "--shard=1/2, as this process was launched" in capsys.readouterr().out
+    assert len(Path("out.csv").read_text().splitlines()) == 1 + 10  # of 20 photos
     assert predict._shard(list("abcde"), "0/1") == list("abcde")
 
 
