@@ -1,4 +1,4 @@
-"""COCO 2014 train + val, 52 / 12 / 16 labels, the paper's setting: 224x224, GloVe 300, 200 episodes, 1 and 5 shots.
+"""COCO 2014 train + val, 52 / 12 / 16 labels, the paper's sizes: 224x224, GloVe 300, 200 episodes, 1 and 5 shots.
 
 ``python -m mlfsic_jax.main --config=configs/coco.py`` with
 

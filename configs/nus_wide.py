@@ -1,4 +1,4 @@
-"""NUS-WIDE, 52 / 12 / 17 of its 81 concepts, the paper's setting: ResNet-50, 224x224, GloVe 300, 200 episodes.
+"""NUS-WIDE, 52 / 12 / 17 of its 81 concepts, the paper's sizes: frozen ResNet-50, 224x224, GloVe 300, 200 episodes.
 
 ``python -m mlfsic_jax.main --config=configs/nus_wide.py``
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 + 2012, the paper's setting: 224x224, GloVe 300, 200 episodes, 1 and 5 shots.
+"""PASCAL VOC 2007 + 2012, the paper's sizes: 224x224, GloVe 300, 200 episodes, 1 and 5 shots.
 
 ``python -m mlfsic_jax.main --config=configs/voc.py`` with
 

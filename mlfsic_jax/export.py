@@ -5,7 +5,7 @@ The folder holds all that ``mlfsic_jax.predict`` needs on another machine:
 - ``model.json``: config, scores, the card, and a sha256 of every .safetensors file, so that damage is noticed;
 - ``model_<K>shot.safetensors`` for each shot count, ``backbone.safetensors`` unless the backbone was trained with it;
 - ``words.safetensors``: word vectors of the dataset's labels, and of the most frequent other words;
-- ``minilm/``: the sentence encoder, where a method encodes names;
+- ``minilm/`` or ``clip/``: the encoder of names, where a method uses one;
 - ``card.md``: what it was trained on, its scores and licences, for people, who may edit it.
 """
 

@@ -3,17 +3,19 @@
 Runs what is missing, or goes on where it was stopped, then writes NAME.md, NAME.csv and NAME.png to the workdir
 (runs/reproduce/<config> by default): our mean and interval, the published number, the difference, the exact command.
 Each run is kept in a folder of the workdir, which all tables of one config share. Without --config the table's own is
-taken; configs/voc.py:cpu does for all of them, and fields are set as --config.FIELD=VALUE. Tables:
+taken; configs/voc.py:cpu does for most of them, and fields are set as --config.FIELD=VALUE. Tables:
 
-  voc coco nus_wide imaterialist demo  all methods; demo on generated scenes
+  voc coco nus_wide imaterialist       all methods
+  folder demo                          the same on own photos, on generated scenes
   laso_protocol                        the same under LaSO's protocol (table 4)
   components attention selection       ablations (tables 5, 14 and 15)
   heads theta backbones embeddings     (figure 3, tables 7 and 8)
-  zero_shot seeds                      (table 9, section 5.4.3)
+  zero_shot clip seeds                 (tables 9 and 6, section 5.4.3)
+  fspml                                published numbers on COCO in FsPML's split (table 2)
   wga                                  ablations of WGA, the predecessor (its tables 3 and 6)
   reading                              our reading of what the paper leaves open
   by_name splits                       the model out of the box, which is not in the papers, and its controls; the same
-                                       in six random label splits
+                                       in six random label splits: on configs/voc.py:lite0
 """
 
 import re

@@ -71,6 +71,12 @@ mistake("data.prepare", "--dataset=voc")
 mistake("main", config, *folders)
 mistake("pretrain", config, "--config.train_backbone=True", *folders)
 mistake("predict", "--workdir=run", "--support=support.csv", "--images=mine", "--out=out.csv")
+mistake("predict", "--labels=sea,kelp", "--images=mine", "--out=out.csv")
+mistake("app", "--labels=sea,kelp", "--images=mine")
+try:
+    mlfsic_jax.load()
+except ValueError as error:
+    print("load:", error)
 mistake("export", "--workdir=run", "--out=exported")
 mistake("report", "--workdir=run")
 mistake("reproduce", "--table=voc", config, *folders)
@@ -102,6 +108,7 @@ def test_no_command_opens_a_connection_unless_asked_for(tmp_path):
         "source data/VOCdevkit does not exist",
         "config.backbone_weights = 'data/",
         "run holds no model",
+        "load: the model out of the box needs",
         *encoder_messages(),
     ):
         assert line in done.stdout

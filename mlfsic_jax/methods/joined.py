@@ -1,4 +1,4 @@
-"""Three ways to combine the trained model with ridge regression; none of them helps, see docs/findings.md."""
+"""Three ways to combine the trained model with ridge regression."""
 
 import dataclasses
 from typing import ClassVar

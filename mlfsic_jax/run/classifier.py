@@ -173,7 +173,7 @@ def fit_embedded(fitting: Fitting, images: Mapping[str, np.ndarray], labels: np.
         labels = np.pad(labels.astype(np.float32), [(0, fill), (0, 0)], constant_values=np.nan)
     state = _fit(value, trained_of(trained, chosen), images, labels, words)
     if value.statistics(state).get("beta", 1) == 0:
-        note += "; the photos are told apart better without the names, which are not used"
+        note += "; the names mean something else than the photos show, or nothing, and are not used"
     kept = state.get("keep") if isinstance(state, dict) else None
     kept = None if kept is None else np.asarray(kept).reshape(-1, *predictor.grid)
     return Classifier(predictor, trained, chosen, names, np.full(len(names), THRESHOLD), state, kept, note)

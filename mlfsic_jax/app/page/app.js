@@ -141,7 +141,7 @@ function showBar() {
   $("undo").disabled = !state.can_undo;
   $("unreadable").hidden = !unreadable.length;
   $("unreadable").textContent = `${unreadable.length}${unreadable.length < 20 ? "" : " or more"} unreadable`;
-  $("note").textContent = $("note").title = state.note + (state.names_used ? "" : " (the names did not help and are left out)");
+  $("note").textContent = $("note").title = state.note + (state.names_used ? "" : " (the names mean something else than the photos show, or nothing, and are left out)");
   $("first").hidden = state.labels.length > 0;
 }
 
