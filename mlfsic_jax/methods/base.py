@@ -38,6 +38,7 @@ class Method:
         programs.
       calibrated: ``score`` gives standardised scores, and sigmoid(slope * score + intercept), fitted on validation
         labels, the probabilities; otherwise scores are used as probabilities.
+      logits: ``score`` gives logits, whose sigmoid is taken in float64: in float32 that of 17 and more is 1.
       tuned: the leaf of ``trained`` that is chosen among ``candidates`` on validation labels; "" for none.
       on_request: left out of an evaluation that does not name it.
       batched: map several episodes at once (vmap); else one by one, each in the processor's cache.
@@ -55,6 +56,7 @@ class Method:
     needs_contrast: ClassVar[bool] = False
     takes_unknown: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
+    logits: ClassVar[bool] = False
     tuned: ClassVar[str] = ""
     on_request: ClassVar[bool] = False
     batched: ClassVar[bool] = False

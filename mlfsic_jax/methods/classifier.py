@@ -28,6 +28,7 @@ class LinearLayer(Method):
 
     stores: ClassVar[tuple[str, ...]] = ("fitted",)
     base: ClassVar[str] = "images"
+    logits: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
 
     def train(self, key, base):
@@ -35,7 +36,7 @@ class LinearLayer(Method):
 
     def score(self, trained, state, images):
         weights, bias = state
-        return jax.nn.sigmoid(centred_unit(trained, images) @ weights + bias)
+        return centred_unit(trained, images) @ weights + bias
 
 
 @dataclasses.dataclass(frozen=True)

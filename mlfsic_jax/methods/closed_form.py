@@ -46,6 +46,8 @@ class ClosedForm(Method):
 class Prototypes(ClosedForm):
     """sigmoid(scale * cos(query, mean of the support images that have the label)): ProtoNet with cosine."""
 
+    logits: ClassVar[bool] = True
+
     # lambda; it only sets where the threshold 0.5 lies, so precision, recall and F1 are not tuned.
     scale: float = dataclasses.field(default=10.0, metadata=FIXED)
     centred: bool = dataclasses.field(default=False, metadata=FIXED)  # compare unit features minus the base mean
@@ -55,7 +57,7 @@ class Prototypes(ClosedForm):
         return labels.astype(x.dtype).T @ x  # sum, not mean: cosine ignores scale
 
     def score(self, trained, state, images):
-        return jax.nn.sigmoid(cosine_logits(self._features(trained, images), state, self.scale))
+        return cosine_logits(self._features(trained, images), state, self.scale)
 
     def _features(self, trained, images):
         return centred_unit(trained, images) if self.centred else images["pooled"]

@@ -26,6 +26,7 @@ class Episodic(Method):
     stores: ClassVar[tuple[str, ...]] = ("episodes",)
     base: ClassVar[str] = "labels"
     needs_words: ClassVar[bool] = True
+    logits: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
     # without a backbone, since methods see local features
@@ -42,8 +43,8 @@ class Episodic(Method):
         return Episodic.embed, self.model, id(trained["variables"])
 
     def classify(self, images, prototypes):
-        """Probabilities of queries: prototypes float [C, d_joint] -> [Q, C]."""
-        return jax.nn.sigmoid(self.model.query_logits(images["joint"], prototypes))
+        """Logits of queries: prototypes float [C, d_joint] -> [Q, C]."""
+        return self.model.query_logits(images["joint"], prototypes)
 
     def _apply(self, trained, *arrays, method: str):
         return self.model.apply(trained["variables"], *arrays, method=method)
@@ -59,7 +60,7 @@ class ZeroShot(Episodic):
         return self._apply(trained, words, method="words")
 
     def score(self, trained, state, images):
-        return jax.nn.sigmoid(cosine_logits(images["joint"].mean(axis=1), state, self.model.scale))
+        return cosine_logits(images["joint"].mean(axis=1), state, self.model.scale)
 
 
 @dataclasses.dataclass(frozen=True)

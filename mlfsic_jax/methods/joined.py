@@ -17,6 +17,7 @@ class LCMRegions(RegionWordRidge, LCM):
 
     sections: ClassVar[tuple[str, ...]] = ("ridge", "lcm")
     stores: ClassVar[tuple[str, ...]] = ("fitted", "episodes")
+    logits: ClassVar[bool] = False  # calibrated, as ``RegionWordRidge``
     on_request: ClassVar[bool] = True
     tuned: ClassVar[str] = ""
     batched: ClassVar[bool] = False

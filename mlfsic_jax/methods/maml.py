@@ -28,6 +28,7 @@ class MAML(Method):
 
     sections: ClassVar[tuple[str, ...]] = ("maml",)
     base: ClassVar[str] = "labels"
+    logits: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
 
     width: int = 128  # of the embedding, ours
@@ -76,7 +77,7 @@ class MAML(Method):
         return adapt(Learner(**trained["start"]), x, y, steps=self.epochs, learning_rate=self.learning_rate)
 
     def score(self, trained, state, images):
-        return jax.nn.sigmoid(logits(state, centred_unit(trained, images)))
+        return logits(state, centred_unit(trained, images))
 
 
 class Learner(NamedTuple):

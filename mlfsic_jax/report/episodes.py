@@ -185,7 +185,7 @@ def look_at(
         s, q = ({key: x[part] for key, x in images.items()} for part in np.s_[:n, n:])
         found = _apply(method, taught[name], view.words(method.words_from), s, labels, q)
         scores, explanations[name], here = jax.device_get(found)
-        probabilities[name] = np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1)
+        probabilities[name] = np.clip(evaluate.probabilities(method, scores, trained.calibration.get(name)), 0, 1)
         if name == mapped:
             maps = here
     maps = {key: x.reshape(*x.shape[:-1], *grid) for key, x in maps.items()}

@@ -380,4 +380,5 @@ def probabilities(classifier: Classifier, images: Mapping[str, Any]) -> np.ndarr
     """float32 [Q, C] for photos that went through ``Method.embed``."""
     trained, name = classifier.trained, classifier.method
     scores = np.asarray(_score(trained.methods[name], trained_of(trained, name), classifier.state, images))
-    return np.clip(evaluate.probabilities(scores, trained.calibration.get(name)), 0, 1).astype(np.float32)
+    found = evaluate.probabilities(trained.methods[name], scores, trained.calibration.get(name))
+    return np.clip(found, 0, 1).astype(np.float32)

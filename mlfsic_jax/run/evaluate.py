@@ -39,7 +39,9 @@ class Scores(NamedTuple):
 
 
 def evaluate(method: Method, trained, features, labels, words, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """One method on given episodes: (scores float [E, Q, C], see ``Method.score``, ground truth bool [E, Q, C]).
+    """One method on given episodes: (float [E, Q, C], ground truth bool [E, Q, C]).
+
+    The first are probabilities, or the scores of a method that is ``Method.calibrated``.
 
     Args:
       method: e.g. ``methods.create("ridge")``; ``trained`` is what its ``train`` gave.
@@ -51,7 +53,7 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
     view = View(features.__getitem__, labels, words, tuple(map(str, range(labels.shape[1]))))
     support, query = (np.atleast_2d(np.asarray(rows)) for rows in episodes)
     scores, _ = _score({"method": method}, {"method": trained}, view, list(support), query)
-    return scores["method"], labels[query]
+    return probabilities(method, scores["method"]), labels[query]
 
 
 def score_episodes(
@@ -236,14 +238,17 @@ def calibrate(methods: Methods, scores: Scores) -> dict[str, tuple[float, float]
     return fits
 
 
-def probabilities(scores: np.ndarray, calibration: tuple[float, float] | None) -> np.ndarray:
-    """Scores as probabilities: calibrated by slope and intercept where there are any."""
-    return scores if calibration is None else expit(calibration[0] * scores.astype(np.float64) + calibration[1])
+def probabilities(method: Method, scores: np.ndarray, calibration: tuple[float, float] | None = None) -> np.ndarray:
+    """A method's scores as probabilities: calibrated by slope and intercept where there are any."""
+    if calibration is None and not method.logits:
+        return scores
+    slope, intercept = calibration or (1.0, 0.0)
+    return expit(slope * np.asarray(scores, np.float64) + intercept)
 
 
 def summarise(methods: Methods, scores: Scores, calibration: Mapping) -> tuple[dict, dict[str, np.ndarray]]:
     """("methods", "paired", "chance", "calibration_error" as in ``results.json``; ``episode_values``)."""
-    every = {name: probabilities(value, calibration.get(name)) for name, value in scores.methods.items()}
+    every = {name: probabilities(methods[name], s, calibration.get(name)) for name, s in scores.methods.items()}
     values = {name: multilabel_metrics(value, scores.labels) for name, value in every.items()}
     chance = multilabel_metrics(scores.chance, scores.labels)
     pairs = [(name, methods[name].against) for name in values if methods[name].against in values]

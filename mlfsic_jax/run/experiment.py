@@ -204,7 +204,8 @@ def _curve(name: str, method: Method, sweep: evaluate.Scores, novel: evaluate.Sc
     """Both splits over the candidates of a tuned method, and the novel metrics by "name@value"."""
     points, by_value = [], {}
     for i, value in enumerate(method.candidates()):
-        metrics = by_value[f"{name}@{value:g}"] = multilabel_metrics(novel.methods[name][i], novel.labels)
+        found = evaluate.probabilities(method, novel.methods[name][i])
+        metrics = by_value[f"{name}@{value:g}"] = multilabel_metrics(found, novel.labels)
         statistics = {statistic: float(values[i]) for statistic, values in sweep.statistics[name].items()}
         statistics["validation_macro_ap"] = evaluate.macro_ap(sweep.methods[name][i], sweep.labels)
         points.append({method.tuned: value} | statistics | {"novel_macro_ap": float(metrics["macro_ap"].mean())})
@@ -225,7 +226,8 @@ def evaluate_alone(
     trained = {name: trained_of(method, stores) for name, method in methods.items()}
     sizes = {"n_episodes": config.eval.episodes, "n_shot": n_shot, "n_query": config.eval.n_query}
     scores = evaluate.score_episodes(methods, trained, views["novel"], key=novel_key(config.seed, n_shot), **sizes)
-    return evaluate.episode_values({name: multilabel_metrics(s, scores.labels) for name, s in scores.methods.items()})
+    found = {name: evaluate.probabilities(methods[name], s) for name, s in scores.methods.items()}
+    return evaluate.episode_values({name: multilabel_metrics(p, scores.labels) for name, p in found.items()})
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str | Path | None = None) -> list[dict]:

@@ -63,7 +63,8 @@ def fit(
     found = probabilities(classifier, features)
     state = classifier.state
     left_out = state["fit"].left_out - word_ridge.left_out_centre(state["fit"].left_out, state["labels"])
-    left_out = calibrated(np.asarray(left_out)[: len(support)], trained.calibration.get(method)).astype(np.float32)
+    left_out = np.asarray(left_out)[: len(support)]
+    left_out = calibrated(trained.methods[method], left_out, trained.calibration.get(method)).astype(np.float32)
     return Fitted(tuple(label_names), found, support, decided, left_out, classifier)
 
 

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from mlfsic_jax.run import evaluate
+
 
 def episode_scores(method, trained, support, labels, query, words=None):
-    """Scores [Q, C] of local features [S, L, n] and [Q, L, n], as one compiled program in float32."""
+    """Scores or probabilities [Q, C] for local features [S, L, n] and [Q, L, n], as one compiled program in float32."""
 
     @jax.jit
     def run(trained, support, labels, query, words):
@@ -15,4 +17,4 @@ def episode_scores(method, trained, support, labels, query, words=None):
         return method.score(trained, state, method.embed(trained, query))
 
     support, query = (jnp.asarray(x, jnp.float32) for x in (support, query))
-    return run(trained, support, jnp.asarray(labels), query, words)
+    return evaluate.probabilities(method, run(trained, support, jnp.asarray(labels), query, words))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 import mlfsic_jax
@@ -130,12 +131,13 @@ def test_every_method_equals_the_same_episode_done_by_hand(setting):
         assert set(scores.methods) == {*expected, "lcm", "lcm_untuned", "lcm_random_scores"}
         for name, value in expected.items():
             # float32 sums in another order; logits up to 10, standardised scores divided by a spread of about 0.1
-            np.testing.assert_allclose(scores.methods[name][e], value, atol=2e-4, err_msg=name)
+            got = evaluate.probabilities(METHODS[name], scores.methods[name][e])
+            np.testing.assert_allclose(got, value, atol=2e-4, err_msg=name)
         for t, threshold in enumerate(THRESHOLDS):
             keep = lcm_select(features[s], y, words, projection=kernels["a_visual"], threshold=threshold).keep
             value = classify(pooled, prototypes(u, y, np.asarray(keep).reshape(len(s), -1)))
             for name in ("lcm", "lcm_untuned"):
-                np.testing.assert_allclose(scores.methods[name][t, e], value, atol=2e-5)
+                np.testing.assert_allclose(expit(scores.methods[name][t, e]), value, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
         return 1 / (1 + np.exp(-10 * cosines[..., -3:].mean(-1)))
 
     # float32 sums in another order; logits up to 10
-    np.testing.assert_allclose(scores.methods["base"][1], by_hand(prototypes(np.ones_like(keep))), atol=2e-5)
-    np.testing.assert_allclose(scores.methods["lcm"][1, 1], by_hand(prototypes(keep)), atol=2e-5)
-    np.testing.assert_allclose(scores.methods["zero_shot"][1], classify(u[q].mean(1), words), atol=2e-5)
+    np.testing.assert_allclose(expit(scores.methods["base"][1]), by_hand(prototypes(np.ones_like(keep))), atol=2e-5)
+    np.testing.assert_allclose(expit(scores.methods["lcm"][1, 1]), by_hand(prototypes(keep)), atol=2e-5)
+    np.testing.assert_allclose(expit(scores.methods["zero_shot"][1]), classify(u[q].mean(1), words), atol=2e-5)
 
 
 def test_theta_one_half_is_base_exactly(setting):
@@ -259,8 +261,7 @@ def test_summary_and_table(setting):
     summary, values = evaluate.summarise(made, scores, calibration)
     assert tuple(summary["methods"]) == names
     assert 0 < summary["calibration_error"]["region_word_ridge"] < 1
-    lcm = multilabel_metrics(scores.methods["lcm"], scores.labels)["micro_f1"]
-    base = multilabel_metrics(scores.methods["base"], scores.labels)["micro_f1"]
+    lcm, base = (multilabel_metrics(expit(scores.methods[n]), scores.labels)["micro_f1"] for n in ("lcm", "base"))
     entry = summary["paired"]["lcm-base"]["micro_f1"]
     np.testing.assert_allclose(entry["mean"], np.mean(lcm - base))
     np.testing.assert_allclose(entry["ci95"], 1.96 * np.std(lcm - base, ddof=1) / np.sqrt(8))
@@ -356,7 +357,8 @@ def test_one_method_on_episodes_of_ones_own(setting):
         data = features, split.labels, split.word_vectors
         scores, truth = mlfsic_jax.evaluate(method, trained[name], *data, episodes)
         np.testing.assert_array_equal(truth, expected.labels)
-        np.testing.assert_allclose(scores, expected.methods[name], atol=1e-6, err_msg=name)
+        given = evaluate.probabilities(method, expected.methods[name])
+        np.testing.assert_allclose(scores, given, atol=1e-6, err_msg=name)
     # A single episode, without words, for a method that needs none.
     one = sample_episode(jax.random.fold_in(keys, 1), split.labels, n_shot=2, n_query=3)
     scores, truth = mlfsic_jax.evaluate(made["ridge"], trained["ridge"], features, split.labels, None, one)
@@ -366,6 +368,25 @@ def test_one_method_on_episodes_of_ones_own(setting):
     y = split.labels[s].astype(np.float32)
     by_hand = x[q] @ np.linalg.solve(x[s].T @ x[s] + np.eye(6), x[s].T @ (y - y.mean(0))) + y.mean(0)
     np.testing.assert_allclose(scores[0], by_hand, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_probabilities_near_one_rank_as_their_logits(scale):
+    """In float32 the sigmoid of 17 is 1, and all of them would rank alike."""
+    rng = np.random.default_rng(0)
+    features = 1 + 0.3 * rng.random((200, 1, 1, 6), np.float32)  # cosines of 0.98 and more
+    labels = rng.random((200, 3)) < 0.4
+    features[..., :3] += 0.2 * labels[:, None, None]
+    episodes = sample_episodes(jax.random.key(0), labels, n_episodes=4, n_shot=3, n_query=20)
+    scores, truth = mlfsic_jax.evaluate(
+        methods.closed_form.Prototypes(scale=scale), {}, features, labels, None, episodes
+    )
+    assert scores.min() > 1 / (1 + np.exp(-0.97 * scale)) and scores.max() < 1
+    support, query = (features[np.asarray(rows), 0, 0] for rows in episodes)
+    of_label = np.einsum("esc,esn->ecn", labels[np.asarray(episodes.support)], support)
+    cosines = np.einsum("eqn,ecn->eqc", unit(query.astype(np.float64)), unit(of_label.astype(np.float64)))
+    got, expected = (multilabel_metrics(x, truth)["macro_ap"] for x in (scores, cosines))
+    np.testing.assert_allclose(got, expected, atol=5e-3)  # float32 cosines: of 60 queries two may change places
 
 
 def test_scores_that_are_not_finite_are_refused(setting):
