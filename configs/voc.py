@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.data.policy = "leakfree"
     if arg in ("cpu", "anchored", "deploy", "lite0"):
         config.backbone = "mobilenet_v2"
-        # On validation labels d_d = 64 is no better and more epochs are worse, see docs/findings.md.
+        # On validation labels d_d = 64 is no better and 200 epochs hardly are, see docs/findings.md.
         config.model.d_dynamic = 16
         config.train.epochs = 40
         config.train.warmup_epochs = config.train.get_ref("epochs") // 20
