@@ -146,15 +146,16 @@ def test_an_episode_is_seen_as_it_was_evaluated(opened, look, results):
         n_shot=2,
         n_query=config.eval.n_query,
     )
-    calibration = results[1]["validation"]["calibration"]["region_word_ridge"]
-    by_regions = evaluate.probabilities(scores.methods["region_word_ridge"][1], calibration)
+    calibration, explained = results[1]["validation"]["calibration"]["region_word_ridge"], METHODS["region_word_ridge"]
+    by_regions = evaluate.probabilities(explained, scores.methods["region_word_ridge"][1], calibration)
     supports, queries = evaluate.draw(jax.random.split(key)[0], view, 4, 2, config.eval.n_query)
     np.testing.assert_array_equal(look.support, supports[1])
     places = [queries[1].tolist().index(row) for row in look.query]
     assert sorted(places) == list(range(12)) and look.query_labels[:6].any(axis=0).all()  # first one for each label
     # float32 in another order of summation, through a kernel matrix and a spread
     np.testing.assert_allclose(look.probabilities["region_word_ridge"], by_regions[places], atol=2e-3)
-    np.testing.assert_allclose(look.probabilities["lcm"], scores.methods["lcm"][1][places], atol=1e-4)
+    by_lcm = evaluate.probabilities(METHODS["lcm"], scores.methods["lcm"][1])
+    np.testing.assert_allclose(look.probabilities["lcm"], by_lcm[places], atol=1e-4)
     np.testing.assert_array_equal(look.query_labels, scores.labels[1][places])
 
 
