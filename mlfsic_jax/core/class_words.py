@@ -107,7 +107,7 @@ def fit(
     beta is 1, or with ``gated`` 0 in two cases. Words that mean something else: the squared error on left-out support
     images is smaller without the prior, by more than half its standard error over images, since a handful of images may
     favour that by chance. Words that mean nothing to the text encoder: the prior hardly tells support images and labels
-    apart. Without images beta is 1.
+    apart, every label having an image. Without images beta is 1.
 
     Args:
       directions: D and A.
@@ -130,7 +130,9 @@ def fit(
         worse = _worse(*jnp.nansum((left_out - y) ** 2, axis=2), known)
         # Less where few images tell the spread: to lose right names costs more than to keep others.
         least = least_spread * (1 - 1 / jnp.sqrt(jnp.maximum(known.sum(), 1) * p.shape[1]))
-        best = (worse | (_spread(p, known) < least)).astype(int)
+        # Where a label has no example yet, as in the first minutes of the app, photos of few kinds have a small spread.
+        complete = (y > 0).any(axis=0).all()
+        best = (worse | (complete & (_spread(p, known) < least))).astype(int)
     return Fit(directions, betas[best], x, dual[best], left_out[best])
 
 

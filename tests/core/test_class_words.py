@@ -115,6 +115,9 @@ def test_names_that_tell_nothing_apart_are_left_out(factor):
     assert class_words.fit(scaled, x, z, labels, regulariser=1.0, least_spread=0.0).beta == 1
     assert class_words.fit(scaled, x, z, labels, regulariser=1.0, gated=False).beta == 1
     assert class_words.fit(scaled, x, z, np.full_like(labels, np.nan), regulariser=1.0).beta == 1
+    some = np.where(np.arange(c) == 0, 0, labels)  # a label without an example
+    some[-1] = np.nan
+    assert class_words.fit(scaled, x, z, some, regulariser=1.0).beta == 1
     one = tuple(d[:1] for d in scaled)
     assert class_words.fit(one, x, z, labels[:, :1], regulariser=1.0).beta == 1
 
