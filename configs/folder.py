@@ -7,8 +7,8 @@ COCO's format, or one sub-folder per label. The labels are split at random (``--
 says: ``--config.data.split=split.json`` with {"train": [..], "validation": [..], "novel": [..]}.
 
 MobileNetV2, frozen, for machines without an accelerator. Run on 5,074 COCO photos with 18 labels (docs/findings.md):
-6 minutes on 2 CPU cores once the features are cached. To label photos with a finished model you
-need not train here, see docs/own_photos.md.
+6 minutes on 2 CPU cores once the features are cached. To label photos with a finished model you need not train here,
+see docs/own_photos.md.
 """
 
 from mlfsic_jax.run import config as defaults

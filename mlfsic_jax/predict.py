@@ -97,7 +97,7 @@ def _shard(photos: list[Path], shard: str | None) -> list[Path]:
     The processes do not join: none waits for another, or ends with it.
     """
     if not shard:
-        shard = "{}/{}".format(*parallel.launched())
+        shard = parallel.launched()
         if shard != "0/1":
             print(f"--shard={shard}, as this process was launched", flush=True)
     given = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)

@@ -16,6 +16,7 @@ import pytest
 
 from mlfsic_jax import predict
 from mlfsic_jax.run.classifier import fit, labels_above, predict_each
+from mlfsic_jax.system.errors import InputError
 
 
 @pytest.fixture
@@ -231,6 +232,9 @@ def test_launched_processes_take_a_shard_each(frozen, user, monkeypatch, capsys,
     predict.main(arguments(frozen, method="ridge"))
     assert "--shard=1/2, as this process was launched" in capsys.readouterr().out
     assert len(Path("out.csv").read_text().splitlines()) == 1 + 10  # of 20 photos
+    monkeypatch.setenv(names[0], "second")
+    with pytest.raises(InputError, match="--shard=second/2 must be i/n"):
+        predict._shard(list("abcde"), None)
     assert predict._shard(list("abcde"), "0/1") == list("abcde")
 
 

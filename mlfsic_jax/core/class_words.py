@@ -107,7 +107,7 @@ def fit(
     beta is 1, or with ``gated`` 0 in two cases. Words that mean something else: the squared error on left-out support
     images is smaller without the prior, by more than half its standard error over images, since a handful of images may
     favour that by chance. Words that mean nothing to the text encoder: the prior hardly tells support images and labels
-    apart, every label having an image. Without images beta is 1.
+    apart although every label has an image. Without images beta is 1.
 
     Args:
       directions: D and A.

@@ -226,8 +226,7 @@ def evaluate_alone(
     trained = {name: trained_of(method, stores) for name, method in methods.items()}
     sizes = {"n_episodes": config.eval.episodes, "n_shot": n_shot, "n_query": config.eval.n_query}
     scores = evaluate.score_episodes(methods, trained, views["novel"], key=novel_key(config.seed, n_shot), **sizes)
-    found = {name: evaluate.probabilities(methods[name], s) for name, s in scores.methods.items()}
-    return evaluate.episode_values({name: multilabel_metrics(p, scores.labels) for name, p in found.items()})
+    return evaluate.summarise(methods, scores, {})[1]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str | Path | None = None) -> list[dict]:

@@ -26,15 +26,15 @@ EPISODE_AXES = ("episodes", AXIS)  # of a training step: vmapped on each device,
 SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
-def launched() -> tuple[int, int]:
-    """Which process this is, and of how many that were launched together, whether or not they join.
+def launched() -> str:
+    """Which process this is of those that were launched together, whether or not they join, as "i/n".
 
-    It is JAX_PROCESS_ID of JAX_NUM_PROCESSES, or SLURM's task of a step (srun); else 0 of 1.
+    It is JAX_PROCESS_ID of JAX_NUM_PROCESSES, or SLURM's task of a step (srun), as they stand; else 0/1.
     """
     for process, number in (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if process in os.environ and number in os.environ:
-            return int(os.environ[process]), int(os.environ[number])
-    return 0, 1
+            return f"{os.environ[process]}/{os.environ[number]}"
+    return "0/1"
 
 
 def start() -> None:
@@ -43,10 +43,11 @@ def start() -> None:
     JAX detects SLURM and TPU pods. Elsewhere, set JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES
     and JAX_PROCESS_ID.
     """
-    process, number = launched()
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        number, process = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(num_processes=number, process_id=process)
-    elif number > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    # Not SLURM_NTASKS, which a shell in an allocation has too: alone there, a process would wait for others.
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 
