@@ -12,6 +12,7 @@ A backbone may have these attributes:
   example: shape and dtype of what it takes, if that is no image.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -78,7 +79,7 @@ def _parts(path: str | os.PathLike[str], module: nn.Module) -> list[tuple[Path, 
     return list(zip(files, parts, strict=True))
 
 
-def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+def load_head(path: str | os.PathLike[str], name: str, image_size: int = 224) -> tuple[np.ndarray, np.ndarray]:
     """Reads the ImageNet classifier from the published weights file of ``name``, one of ``BACKBONES``.
 
     Returns weight float32 [1000, n] and bias float32 [1000]: ``weight @ features + bias`` are the logits of ILSVRC's
@@ -91,7 +92,7 @@ def load_head(path: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.n
         raise InputError(f"the weights of {name} hold no ImageNet classifier: choose one of {known}")
     axes = {f"{spec.head}.weight": "Kn", f"{spec.head}.bias": "K"}
     heads = (
-        _beside_backbone(file, part, name, "ImageNet classifier", axes, spec.image_size)
+        _beside_backbone(file, part, name, "ImageNet classifier", axes, image_size)
         for file, part in _parts(path, module)
     )
     weights, biases = zip(*heads, strict=True)
@@ -115,9 +116,7 @@ def _beside_backbone(
 ) -> list[np.ndarray]:
     """Arrays float32 that a published file holds beside its backbone, given as key -> axes."""
     state = _present_names(read_state_dict(path), getattr(module, "former_names", {}))
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    features, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
-    _, h, w, n = features.shape
+    _, h, w, n = _shapes(module, image_size)[0].shape
     sizes, arrays = {"K": 1000, "n": n, "L": 1 + h * w}, []
     for key, letters in axes.items():
         array = state.get(key)
@@ -182,9 +181,7 @@ def to_variables(
     ``num_batches_tracked`` and the backbone's head are ignored; ``source`` names the weights' origin in messages. An
     ``InputError`` lists all keys that are missing, unexpected, misshapen or hold unusable values.
     """
-    image = getattr(module, "example", jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
-    # Shapes only: compiling and running a ResNet's initialiser takes a dozen seconds.
-    expected = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image))
+    expected = traverse_util.flatten_dict(_shapes(module, image_size)[1])
     prefix = getattr(module, "key_prefix", "")
     leaf_of_key = dict(sorted((prefix + _torch_key(leaf), leaf) for leaf in expected))
     state = _present_names(state, getattr(module, "former_names", {}))
@@ -218,13 +215,23 @@ def to_variables(
             problems["unusable"].append(f"{key} holds NaN or infinity")
         elif leaf[-1] == "var" and (array < 0).any():
             problems["unusable"].append(f"{key} holds a negative variance")
-        variables[leaf] = jnp.asarray(array.transpose(axes))
+        variables[leaf] = array.transpose(axes)
 
     listed = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
     if listed:
         give = "Give intact weights of this architecture under its published key names."
         raise InputError(f"{source} does not fit the backbone {type(module).__name__}; {listed}. {give}")
-    return traverse_util.unflatten_dict(variables)
+    return jax.device_put(traverse_util.unflatten_dict(variables))  # jnp.asarray compiles a program for each shape
+
+
+@functools.cache
+def _shapes(module: nn.Module, image_size: int) -> tuple[Any, dict[str, Any]]:
+    """Shapes and dtypes of a module's output and variables.
+
+    Compiling and running a ResNet's initialiser would take a dozen seconds, and tracing it takes half a one.
+    """
+    image = getattr(module, "example", jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
+    return jax.eval_shape(module.init_with_output, jax.random.key(0), image)
 
 
 def save_weights(path: str | os.PathLike[str], variables: Mapping[str, Any], module: nn.Module) -> None:

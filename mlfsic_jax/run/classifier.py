@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -149,8 +150,12 @@ def fit(
             "without it (it may have no label at all), or use method prototypes"
         )
     words = _words(predictor, trained, value, names, vectors, wordings)
-    images = _embed_photos(predictor, trained, chosen, photos)
-    return fit_embedded(Fitting(predictor, trained, chosen, names, words), images, matrix, note)
+    fitting = Fitting(predictor, trained, chosen, names, words)
+    with ThreadPoolExecutor(1) as meanwhile:
+        compiled = meanwhile.submit(_compile_fit, fitting, matrix)
+        images = _embed_photos(predictor, trained, chosen, photos)
+        compiled.result()  # passes on what went wrong
+    return fit_embedded(fitting, images, matrix, note)
 
 
 class Fitting(NamedTuple):
@@ -166,17 +171,32 @@ class Fitting(NamedTuple):
 def fit_embedded(fitting: Fitting, images: Mapping[str, np.ndarray], labels: np.ndarray, note: str) -> Classifier:
     """``fit`` for photos that went through ``Method.embed``; labels are bool [S, C], or float and NaN where unknown."""
     predictor, trained, chosen, names, words = fitting
-    value = trained.methods[chosen]
-    if value.takes_unknown:
-        fill = _filled(len(labels)) - len(labels)
-        images = {name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)) for name, x in images.items()}
-        labels = np.pad(labels.astype(np.float32), [(0, fill), (0, 0)], constant_values=np.nan)
+    value, labels = trained.methods[chosen], _fill(trained.methods[chosen], labels)
+    images = {name: np.pad(x, [(0, len(labels) - len(x))] + [(0, 0)] * (x.ndim - 1)) for name, x in images.items()}
     state = _fit(value, trained_of(trained, chosen), images, labels, words)
     if value.statistics(state).get("beta", 1) == 0:
         note += "; the names mean something else than the photos show, or nothing, and are not used"
     kept = state.get("keep") if isinstance(state, dict) else None
     kept = None if kept is None else np.asarray(kept).reshape(-1, *predictor.grid)
     return Classifier(predictor, trained, chosen, names, np.full(len(names), THRESHOLD), state, kept, note)
+
+
+def _compile_fit(fitting: Fitting, labels: np.ndarray) -> None:
+    """Compiles what ``fit_embedded`` runs for labels bool [S, C], while the photos are still being read."""
+    predictor, trained, chosen, _, words = fitting
+    value, stores, labels = trained.methods[chosen], trained_of(trained, chosen), _fill(trained.methods[chosen], labels)
+    features = inputs.shapes(predictor.backbone, predictor.image_size).features
+    of_one = jax.eval_shape(functools.partial(_embed_features, value), stores, features)
+    images = {name: jax.ShapeDtypeStruct((len(labels), *x.shape[1:]), x.dtype) for name, x in of_one.items()}
+    _fit.lower(value, stores, images, labels, words).compile()
+
+
+def _fill(method: Method, labels: np.ndarray) -> np.ndarray:
+    """Labels with unknown ones for photos that are not there, as many as share a program, if the method takes them."""
+    if not method.takes_unknown:
+        return labels
+    n = 8 if len(labels) <= 8 else -(-len(labels) // 64) * 64
+    return np.pad(labels.astype(np.float32), [(0, n - len(labels)), (0, 0)], constant_values=np.nan)
 
 
 def predict_each(classifier: Classifier, photos: Iterable[Any]) -> Iterator[np.ndarray | InputError]:
@@ -228,11 +248,6 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
 def nearest_shots(predictor: Predictor, per_label: float) -> Trained:
     """The model for the shot count nearest to this many photos per label; of two that are equally near, the larger."""
     return min(predictor.trained, key=lambda trained: (abs(trained.n_shot - per_label), -trained.n_shot))
-
-
-def _filled(n: int) -> int:
-    """How many photos ``n`` are filled up to, for methods that take unknown labels."""
-    return 8 if n <= 8 else -(-n // 64) * 64
 
 
 def _best(trained: Trained) -> str:

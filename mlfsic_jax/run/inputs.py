@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -167,17 +167,26 @@ def batch_size(backbone: PhotoBackbone, size: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return _BATCH * len(parallel.devices_here())
-    return max(1, min(_BATCH, _LAYER_BYTES // _shape_and_bytes(backbone, size)[1]))
+    return max(1, min(_BATCH, _LAYER_BYTES // shapes(backbone, size).layer_bytes))
+
+
+class Shapes(NamedTuple):
+    """What a backbone makes of a photo."""
+
+    photo: jax.ShapeDtypeStruct  # uint8 [1, H, W, 3]
+    features: jax.ShapeDtypeStruct  # [1, h, w, n]
+    variables: dict[str, Any]  # of ShapeDtypeStructs
+    layer_bytes: int  # of the largest output of a layer
 
 
 @functools.cache
-def _shape_and_bytes(backbone: PhotoBackbone, size: int) -> tuple[tuple[int, int, int], int]:
-    """The shape [h, w, n] of a photo's local features, and the bytes of the largest output of a layer."""
+def shapes(backbone: PhotoBackbone, size: int) -> Shapes:
+    """Traces a backbone for photos of ``size`` x ``size`` pixels, which takes half a second."""
     init = functools.partial(backbone.init_with_output, capture_intermediates=True)
     photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     features, variables = jax.eval_shape(init, jax.random.key(0), photo)
-    layers = jax.tree.leaves(variables["intermediates"])
-    return features.shape[1:], max(layer.size * layer.dtype.itemsize for layer in layers)
+    layers = jax.tree.leaves(variables.pop("intermediates"))
+    return Shapes(photo, features, variables, max(layer.size * layer.dtype.itemsize for layer in layers))
 
 
 def feature_cache(
@@ -193,7 +202,7 @@ def feature_cache(
         dataset,
         cache_dir=expand(config.cache_dir),
         image_size=size,
-        row_shape=_shape_and_bytes(backbone, size)[0],
+        row_shape=shapes(backbone, size).features.shape[1:],
         dtype=dtype,
         made_from=made_from,
         compute=functools.partial(features_here, backbone, parallel.replicate_here(weights), dtype),
@@ -233,7 +242,7 @@ def classifier_head(config: ConfigDict) -> tuple[np.ndarray, np.ndarray] | dict[
     """
     if backbones.BACKBONES[config.backbone].pooling:
         return pretrained.load_pooling(weights_path(config), config.backbone, image_size(config))
-    return pretrained.load_head(weights_path(config), config.backbone)
+    return pretrained.load_head(weights_path(config), config.backbone, image_size(config))
 
 
 def encoder_folder(config: ConfigDict) -> Path:

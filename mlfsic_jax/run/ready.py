@@ -7,7 +7,6 @@ the rest. What it needs besides photos comes with the package.
 import os
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
@@ -66,8 +65,7 @@ def load(
     config.backbone, config.data.image_size, config.data_dir, config.augment = name, size, str(folder), False
     config.data.name, config.eval.methods = "folder", (METHOD,)
     backbone, variables, digest = inputs.load_backbone(config)
-    photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    grid = jax.eval_shape(backbone.apply, variables, photo).shape[1:3]
+    grid = inputs.shapes(backbone, size).features.shape[1:3]
     leaves = (*inputs.classifier_head(config), *class_words.backbone_means(name, size))
     stores = {"classes": dict(zip(("weight", "bias", "mean", "mean_logits"), map(jnp.asarray, leaves), strict=True))}
     methods = {METHOD: defaults.create_methods(config, 1, (METHOD,))[METHOD].explaining()}
@@ -82,7 +80,7 @@ def load(
     fixed = (FrozenConfigDict(config), backbone, variables, size, grid, tuple(trained))
     predictor = Predictor(folder, manifest, *fixed, word_files=(), encoder=inputs.encoder_folder(config))
     # Compiles what all labels and photos share, so that they take moments.
-    classifier.fit(predictor, [], [], label_names=("photo",)).predict(np.zeros((1, 1, 3), np.uint8))
+    classifier.fit(predictor, [], [], label_names=("photo", "picture")).predict(np.zeros((1, 1, 3), np.uint8))
     return predictor
 
 

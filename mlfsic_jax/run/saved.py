@@ -117,10 +117,9 @@ def _assemble(path: Path, manifest: Mapping[str, Any], n_shot: int | None, expor
         raise InputError(f"{path} has no model for {n_shot} shots, only for {there}")
     backbone, weights = _backbone(path, config, manifest, exported)
     size = inputs.image_size(config)
-    photo = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    features, initial = jax.eval_shape(backbone.init_with_output, jax.random.key(0), photo)
+    photo, features, variables, _ = inputs.shapes(backbone, size)
     if exported and not config.train_backbone:
-        _need_shapes(path / BACKBONE, weights, initial)
+        _need_shapes(path / BACKBONE, weights, variables)
     chosen = sorted(chosen, key=lambda entry: entry["n_shot"])
     word_files = (path / (WORDS if exported else _LABEL_VECTORS),)
     if not exported and config.labels.embedding != "dataset":

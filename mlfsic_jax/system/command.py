@@ -71,6 +71,7 @@ def prepare_jax(cache_dir: str | os.PathLike[str] | None = None) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(expand(cache_dir).absolute() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # most here take less than JAX's 1.0
 
 
 @contextlib.contextmanager

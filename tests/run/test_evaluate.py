@@ -166,8 +166,8 @@ def test_ablations_equal_an_episode_done_by_hand(setting, ablation, selection):
         selection=selection,
         tune_epochs=0,
     )
-    # theta = 0.5 keeps all; float32 in another program
-    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-6)
+    # theta = 0.5 keeps all; logits up to 10, in float32 and by another program
+    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-5)
     s, q = (
         np.asarray(rows)[1]
         for rows in sample_episodes(
@@ -201,14 +201,14 @@ def test_theta_one_half_is_base_exactly(setting):
     scores = scores_of(setting)
     kept = scores.statistics["lcm"]["kept"]
     assert kept[0] == 1 > kept[1] > kept[2]  # every position, exactly
-    # float32 sums in the order of another program
-    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-6)
+    # logits up to 10, float32 sums in the order of another program
+    np.testing.assert_allclose(scores.methods["lcm"][0], scores.methods["base"], atol=1e-5)
 
 
 def test_the_same_key_gives_the_same_episodes_for_any_number_of_them(setting):
     few, many = scores_of(setting, 3), scores_of(setting, 6)
     np.testing.assert_array_equal(few.labels, many.labels[:3])
-    np.testing.assert_allclose(few.methods["base"], many.methods["base"][:3], atol=1e-6)  # batched differently
+    np.testing.assert_allclose(few.methods["base"], many.methods["base"][:3], atol=1e-5)  # batched differently
 
 
 def test_without_base_images_and_thresholds_only_base_and_words(setting):

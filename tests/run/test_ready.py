@@ -102,6 +102,17 @@ def test_photos_are_scored_as_in_an_evaluation(data_dir, photos, features):
     assert np.ptp(found, axis=0).max() > 0.1
 
 
+def test_a_fit_compiles_once_while_photos_are_read(data_dir, photos, caplog):
+    model = mf.load(data_dir=data_dir)
+    jax.config.update("jax_log_compiles", True)  # in every thread
+    try:
+        mf.fit(model, photos[:7], list("abcdefg"))
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    compiled = [text.split()[4] for text in caplog.messages if text.startswith("Finished XLA compilation of jit(")]
+    assert compiled == ["jit(_fit)"]  # ahead, and not once more for the arrays that came
+
+
 def test_reasons_add_up_and_name_classes(data_dir, photos):
     few = mf.fit(mf.load(data_dir=data_dir), photos[:3], ["cat", "dog", "hot dog"])
     reasons = few.reasons(photos[5])
