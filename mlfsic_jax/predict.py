@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Flags in, a file of predictions out."""
     parser = Parser("mlfsic_jax.predict", __doc__.splitlines()[0])
     parser.add_argument("--labels", help='names: "cat,dog,sofa"; several wordings of one as "dog = dog | puppy"')
-    parser.add_argument("--support", help="a CSV file of examples: columns file,labels; several labels as sofa|cat")
+    parser.add_argument("--support", help="examples: a CSV file of columns file,labels (sofa|cat), or a tool's export")
     parser.add_argument("--images", required=True, nargs="+", action="extend", help="a folder, files, or 'a/*.jpg'")
     parser.add_argument("--out", required=True, help="the .csv or .json file to write")
     parser.add_argument("--shard", help="i/n, from 0/n: only the i-th of every n photos; give each part its own --out")
