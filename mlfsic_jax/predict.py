@@ -26,7 +26,7 @@ from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import journal, label_studio
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
-from mlfsic_jax.run.labels import parse_labels
+from mlfsic_jax.run.labels import cell_writer, parse_labels
 from mlfsic_jax.run.photos import find_photos
 from mlfsic_jax.run.ready import QUALITIES, load
 from mlfsic_jax.system import parallel
@@ -48,6 +48,8 @@ def run(flags: argparse.Namespace) -> int:
         raise InputError(f"--out={flags.out} must end in {_ENDINGS.get(kind, '.csv or .json')}")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={flags.out} cannot be written: give a file in a folder that exists")
+    if flags.support and os.path.realpath(expand(flags.support)) == os.path.realpath(out):
+        raise InputError(f"--out={flags.out} is the file of --support, which would be lost: give another")
     labels, names, wordings = _labels(flags)
     if kind == "csv" and not {"file", "labels"}.isdisjoint(names):
         raise InputError("a label called file or labels cannot be told from a column: give an --out that ends in .json")
@@ -131,8 +133,9 @@ def _write_csv(out: Path, classifier: Classifier, rows, _) -> None:
     with atomic(out) as part, open(part, "w", **options) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "labels", *classifier.label_names])
+        as_text = cell_writer(classifier.label_names)
         for photo, row in rows:
-            writer.writerow([photo, "|".join(labels_above(classifier, row)), *(f"{p:.4f}" for p in row)])
+            writer.writerow([photo, as_text(labels_above(classifier, row)), *(f"{p:.4f}" for p in row)])
 
 
 def _write_json(out: Path, classifier: Classifier, rows, unreadable) -> None:

@@ -47,6 +47,7 @@ class Collection:
       features: name -> float16 [N, ...], of ``Method.embed``; zero where ``embedded`` is not 1.
       embedded: int8 [N], 1 for photos whose features are there, -1 for those that cannot be read, 0 for others.
       errors: why photos cannot be read, by their number.
+      key: of the names; a number means the same photo where this is the same.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, trained: Trained, method: str, cache_dir: Path) -> None:
@@ -56,10 +57,10 @@ class Collection:
             raise InputError(f"--images={folder} holds no photos")
         self.names = tuple(path.relative_to(folder).as_posix() for path in self._paths)
         self.number = {name: i for i, name in enumerate(self.names)}
+        self.key = hashlib.sha256(os.fsencode("\0".join(self.names))).hexdigest()[:16]
         self.embedded = np.zeros(len(self.names), np.int8)
         self.features: dict[str, np.ndarray] = {}
         self.errors: dict[int, str] = {}
-        self.count = 0  # how often features came
         self._sizes: dict[int, tuple[int, int]] = {}
         self._lock, self._stop, self._start = threading.RLock(), threading.Event(), (0, time.monotonic())
         what = f"{os.path.realpath(folder)} {predictor.manifest['identity']['weights']} {predictor.image_size}"
@@ -161,7 +162,6 @@ class Collection:
             if self.embedded[i] == 1
         ]
         self._file.executemany("insert or replace into feature values (?, ?, ?, ?)", rows)
-        self.count += 1
 
     def _read_cache(self) -> None:
         for stored, state, *values in self._file.execute("select * from feature"):

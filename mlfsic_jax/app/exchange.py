@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mlfsic_jax.data.photo_files import Finder
 from mlfsic_jax.data.tables import ENDINGS, read_table
 from mlfsic_jax.run import label_studio
+from mlfsic_jax.run.labels import cell_writer
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import label_name, photo_path, shown
 
@@ -22,7 +23,6 @@ KINDS = {
     "label-studio": ("label-studio.json", "application/json"),
     "label-studio-config": ("label-studio.xml", "application/xml"),  # which a project needs before it takes the tasks
 }
-_SEPARATORS = set("|;#,")  # labels with one of them are written as lists in JSON
 
 
 class Marked(NamedTuple):
@@ -122,9 +122,7 @@ def _row(photo: Marked, label_names: Sequence[str], thresholds: Mapping[str, flo
 
 
 def _csv(rows: Iterable[_Row], label_names: Iterable[str]) -> Iterator[str]:
-    """Lines; labels as a|b or, where names could be taken for several or for flags, as lists in JSON."""
-    in_lists = any(_SEPARATORS & set(name) or name[0] in "[{" or name in ("0", "1") for name in label_names)
-    as_text = (lambda names: json.dumps(names, ensure_ascii=False) if names else "") if in_lists else "|".join
+    as_text = cell_writer(label_names)
     line = csv.writer(types.SimpleNamespace(write=str)).writerow  # what is "written" is what it returns
     yield line(("file", "labels"))
     yield from (line((row.photo.name, as_text(row.labels))) for row in rows)

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from mlfsic_jax.app.session import Session
-from mlfsic_jax.data.class_words import class_names
 from mlfsic_jax.run.classifier import nearest_shots
+from mlfsic_jax.run.explain import reached_through
 from mlfsic_jax.run.saved import trained_of
 from mlfsic_jax.system.errors import InputError
 
 _EXAMPLES = 4  # photos that a label's score is traced to
-_MATCHES, _CLASSES = 3, 5  # that are told of a label
+_MATCHES = 3  # that are told of a label
 _KEPT = 64  # photos whose regions are kept
 
 
@@ -27,7 +27,7 @@ class Reasons:
         """Grid, and for each label its shares, classes, heat and matches, the likeliest first; ``InputError``."""
         session = self._session
         fitted = session.fitted
-        if fitted is None or session.collection.embedded[i] != 1:
+        if fitted is None or np.isnan(fitted.probabilities[i]).any():
             raise InputError("this photo has no probabilities yet: wait a moment")
         x, state = session.collection.features["x"], fitted.classifier.state
         dual = np.asarray(state["fit"].dual)[: len(fitted.support)]
@@ -35,21 +35,16 @@ class Reasons:
         strongest = np.argsort(-np.abs(pull), axis=0)[:_EXAMPLES]
         rows = np.unique(strongest) if len(fitted.support) else np.zeros(0, int)
         found = self._explain(i, fitted, rows)
-        names, columns = class_names(), range(len(fitted.label_names))
-        grid = session.predictor.grid
-        labels = []
+        columns, grid, labels = range(len(fitted.label_names)), session.predictor.grid, []
         for c in sorted(columns, key=lambda c: -fitted.probabilities[i, c]):
             pairs = found["pairs"][0] * dual[rows, c, None, None]  # [s, L, L]
             heat = pairs.sum(axis=(0, 2)) + found["prior_pairs"][0, :, c]
-            weights = found["classes"][c]
-            top = np.argsort(-weights)[:_CLASSES]
-            region = divmod(int(found["prior_pairs"][0, :, c].argmax()), grid[1])
+            classes, region = reached_through(found["classes"][c], found["prior_pairs"][0, :, c], grid[1])
             labels.append(
                 {
                     **{"label": fitted.label_names[c], "probability": float(fitted.probabilities[i, c])},
                     **{"words": float(found["prior"][0, c]), "photos": float(pull[:, c].sum())},
-                    "classes": [[names[k], float(weights[k])] for k in top if weights[k] > 0],
-                    **{"region": region, "heat": heat.reshape(grid).round(5).tolist()},
+                    **{"classes": classes, "region": region, "heat": heat.reshape(grid).round(5).tolist()},
                     "matches": _matches(pairs * (fitted.support[rows] != i)[:, None, None], fitted.support[rows], grid),
                 }
             )

@@ -145,7 +145,8 @@ def _state(session: Session) -> dict[str, Any]:
     beta = 1.0 if fitted is None else float(fitted.classifier.state["fit"].beta)
     unreadable = [{"name": collection.names[i], "why": why} for i, why in list(collection.errors.items())[:20]]
     return {
-        **{"folder": collection.folder.resolve().name, "version": store.version, "fitted": session.fitted_version},
+        **{"folder": collection.folder.resolve().name, "collection": collection.key},
+        **{"version": store.version, "fitted": session.fitted_version},
         "fits": session.fits,  # so far: further features, too, change probabilities
         **{"photos": len(collection.names), "embedded": progress.embedded, "rate": progress.rate},
         **{"left_s": progress.left_s, "unreadable": unreadable, "labels": labels, "can_undo": store.can_undo},
@@ -162,6 +163,8 @@ def _add_changes(app: FastAPI, session: Session) -> None:
 
     @app.post("/api/decide")
     def decide(body: dict[str, Any] = Body()) -> Response:  # noqa: B008, FastAPI's way
+        if _get(body, "collection", str) != collection.key:  # photos came or went, and the app was started again
+            raise InputError("the photos of the folder are others now: load the page again")
         found = []
         for one in _get(body, "decisions", list):
             i, value = _get(one, "photo", int), one.get("value")
@@ -234,8 +237,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
 
     def take(labels, names) -> dict[str, Any]:
         for name in names:
-            if name not in session.thresholds():
-                store.name_label(name)
+            store.name_label(name)
         store.decide((photo, name, 1) for photo, given in labels.items() for name in given)
         session.changed()
         return {"version": store.version, "photos": len(labels), "labels": list(names)}

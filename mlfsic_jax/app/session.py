@@ -30,7 +30,7 @@ class Session:
     def __init__(self, store: Store, collection: Collection, predictor: Predictor, method: str) -> None:
         self.store, self.collection, self.predictor, self.method = store, collection, predictor, method
         self.fitted: proposals.Fitted | None = None
-        self.fitted_version, self.fits, self._count, self._words = -1, 0, -1, {}
+        self.fitted_version, self.fits, self._ready, self._words = -1, 0, -1, {}
         backbone = predictor.config.backbone
         self.note = f"{method}: names reach the classes that {backbone} was trained on, and what you decide corrects it"
         self._changed, self._closed = threading.Condition(), False
@@ -59,22 +59,22 @@ class Session:
 
     def refit(self) -> None:
         """Fits to what is decided now."""
-        version, count, labels = self.store.version, self.collection.count, self.store.labels()
+        version, labels, ready = self.store.version, self.store.labels(), self.collection.embedded == 1
         fitted = None
         if labels and self.collection.features:
             numbered = ((self.collection.number.get(name), found) for name, found in self.store.decisions().items())
-            embedded = self.collection.embedded
-            decisions = {i: found for i, found in numbered if i is not None and embedded[i] == 1}
+            decisions = {i: found for i, found in numbered if i is not None and ready[i]}
             names, words = [label.name for label in labels], self._words_of(labels)
             fitted = proposals.fit(self.predictor, self.method, words, names, self.collection.features, decisions)
-        self.fitted, self.fitted_version, self._count = fitted, version, count
+            fitted.probabilities[~ready] = np.nan  # of the others features may have come meanwhile
+        self.fitted, self.fitted_version, self._ready = fitted, version, int(ready.sum())
         self.fits += 1
 
     def catch_up(self) -> None:
         """Fits to the last change, if need be; ``InputError`` as long as photos have no features."""
         if missing := int(np.count_nonzero(self.collection.embedded == 0)):
             raise InputError(f"{missing} photos have no probabilities yet: wait, or export what is decided alone")
-        if (self.fitted_version, self._count) != (self.store.version, self.collection.count):
+        if self.fitted_version != self.store.version or self._further():
             self.refit()
 
     def thresholds(self) -> dict[str, float]:
@@ -83,7 +83,7 @@ class Session:
     def probabilities(self, i: int) -> dict[str, float] | None:
         """Label -> probability of photo ``i``; None where they are not known yet."""
         fitted = self.fitted
-        if fitted is None or self.collection.embedded[i] != 1:
+        if fitted is None or np.isnan(fitted.probabilities[i]).any():
             return None
         return {name: float(p) for name, p in zip(fitted.label_names, fitted.probabilities[i], strict=True)}
 
@@ -114,7 +114,8 @@ class Session:
             rank = np.arange(len(found))
         else:
             filled = np.where(known[:, None], found, 0)
-            margin = np.abs(filled - [self.thresholds().get(name, 0.5) for name in names]).min(axis=1)
+            margin = np.abs(filled - [self.thresholds().get(name, 0.5) for name in names])
+            margin = np.where(undecided, margin, np.inf).min(axis=1)
             # suggested: where the model is least certain, and something is undecided
             by = {"certain": -filled.max(axis=1), "suggested": margin}[order]
             told = ~undecided.any(axis=1) if order == "suggested" else np.zeros(len(found), bool)
@@ -180,12 +181,15 @@ class Session:
             for name, value in values.items() if i is not None else ():
                 if name in column:
                     decided[i, column[name]] = value
-        there = self.collection.embedded == 1
         for c, name in enumerate(names):
             if fitted is not None and name in fitted.label_names:
-                found[there, c] = fitted.probabilities[there, fitted.label_names.index(name)]
+                found[:, c] = fitted.probabilities[:, fitted.label_names.index(name)]
         with np.errstate(invalid="ignore"):
             return decided, found, found > [thresholds[name] for name in names]
+
+    def _further(self) -> bool:
+        """Whether there are features that the last fit did not have."""
+        return int(np.count_nonzero(self.collection.embedded == 1)) != self._ready
 
     def _words_of(self, labels: Sequence[Label]) -> np.ndarray:
         trained = nearest_shots(self.predictor, 0)
@@ -211,8 +215,7 @@ class Session:
         last = 0.0
         while not self._closed:
             behind = self.store.version != self.fitted_version
-            further = self.collection.count != self._count and time.monotonic() - last > _REFIT_S
-            if behind or further:
+            if behind or (self._further() and time.monotonic() - last > _REFIT_S):
                 try:
                     self.refit()
                 except Exception as error:  # the page goes on, and the next change fits again
@@ -222,7 +225,7 @@ class Session:
             else:
                 with self._changed:
                     if not self._closed:
-                        self._changed.wait(0.5 if self.collection.count != self._count else 5.0)
+                        self._changed.wait(0.5 if self._further() else 5.0)
 
 
 def open_session(folder: Path, state: Path | None, predictor: Predictor, cache_dir: Path) -> Session:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mlfsic_jax.run.explain import THRESHOLD
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import reason, shown
+from mlfsic_jax.system.untrusted import label_name, reason, shown
 
 FILE = "labels.sqlite"
 _FORMAT = 1  # user_version
@@ -69,7 +69,7 @@ class Store:
             raise InputError(f"{path} is damaged ({reason(error)}): {again}") from error
         self._decided: dict[str, dict[str, int]] = {}
         for photo, label, value in decided:
-            self._decided.setdefault(from_sql(photo), {})[label] = value
+            self._keep(from_sql(photo), label, value)
         self.version = 0  # counts changes since the start
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Store:
             return tuple(self._labels.values())
 
     def decisions(self) -> dict[str, dict[str, int]]:
-        """A copy of all decisions, the photo that was first decided first."""
+        """A copy of all decisions, the photo that was decided last at the end."""
         with self._lock:
             return {photo: dict(values) for photo, values in self._decided.items()}
 
@@ -117,17 +117,17 @@ class Store:
             return tuple(dict.fromkeys(photo for photo, _ in changes))
 
     def name_label(self, name: str, wordings: Sequence[str] = ()) -> int:
-        """Adds a label, or gives one other wordings; without any they are its name. Returns the version."""
-        name, wordings = name.strip(), [text.strip() for text in wordings]
-        if not name or not all(wordings):
-            raise InputError("a label's name is empty: give text")
-        try:
-            f"{name}{wordings}".encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the label {shown(name)} is no valid text: give another") from error
+        """Adds a label, or gives one other wordings; without any it keeps those it has, at first its name.
+
+        Returns the version. ``InputError`` for a name that exports could not have, see ``label_name``.
+        """
+        name = label_name(name, "the label")
+        wordings = tuple(label_name(text, f"a wording of {name}") for text in wordings)
         with self._lock:
             former = self._labels.get(name)
-            label = Label(name, tuple(wordings) or (name,), former.threshold if former else THRESHOLD)
+            if former and not wordings:
+                return self.version
+            label = Label(name, wordings or (name,), former.threshold if former else THRESHOLD)
             return self._save(label)
 
     def set_threshold(self, name: str, value: float) -> int:
@@ -180,12 +180,16 @@ class Store:
             ]
         )
         for (photo, label), value in changes.items():
-            of_photo = self._decided.setdefault(photo, {})
-            of_photo.pop(label, None)
-            if value is not None:
-                of_photo[label] = value
-            if not of_photo:
-                del self._decided[photo]
+            self._keep(photo, label, value)
+
+    def _keep(self, photo: str, label: str, value: int | None) -> None:
+        """Remembers a decision; its photo goes to the end."""
+        of_photo = self._decided.pop(photo, {})
+        of_photo.pop(label, None)
+        if value is not None:
+            of_photo[label] = value
+        if of_photo:
+            self._decided[photo] = of_photo
 
     def _commit(self, statements: Iterable[tuple[str, Sequence[tuple]]]) -> None:
         try:

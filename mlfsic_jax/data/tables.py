@@ -314,9 +314,9 @@ def _first_and_later(lists: Iterable[Sequence[str]]) -> set[str]:
 
 def _parts(text: str, separator: str) -> list[str]:
     parts = [part.strip() for part in text.split(separator) if part.strip()] if separator else [text]
-    return (
-        [text] if text and separator == "#" and len(parts) < 2 else [part for part in parts if part]
-    )  # "C#" is a label
+    # "C#" is a label, "#cat" is cat.
+    whole = text and separator == "#" and len(parts) < 2 and not text.lstrip().startswith("#")
+    return [text] if whole else [part for part in parts if part]
 
 
 def _plain(column: Any) -> str:

@@ -14,20 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlfsic_jax.data.class_words import class_names
 from mlfsic_jax.data.transforms import PhotoBatch
 from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate, inputs
-from mlfsic_jax.run.explain import THRESHOLD, Match, strongest_matches
+from mlfsic_jax.run.explain import THRESHOLD, Match, reached_through, strongest_matches
 from mlfsic_jax.run.photos import is_many, map_photos
 from mlfsic_jax.run.saved import Predictor, Trained, trained_of, word_width
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.parallel import replicate_here
+from mlfsic_jax.system.untrusted import label_name
 
 Result = TypeVar("Result")
 _BY_NAME = "class_word_ridge"
-_CLASSES = 5  # that are named
 
 
 class Predictions(NamedTuple):
@@ -87,12 +86,11 @@ class Classifier(NamedTuple):
         if "classes" not in found:
             raise InputError(f"method {self.method} has no classes that names are reached through: use {_BY_NAME}")
         photos = np.einsum("slm,sc->c", found["pairs"][0], found["dual"])
-        names, reasons = class_names(), []
+        reasons = []
         for c in np.argsort(-probability, kind="stable"):
-            weights, where = found["classes"][c], int(found["prior_pairs"][0, :, c].argmax())
-            classes = tuple((names[k], float(weights[k])) for k in np.argsort(-weights)[:_CLASSES])
             values = float(probability[c]), float(found["prior"][0, c]), float(photos[c])
-            reasons.append(Reason(self.label_names[c], *values, classes, divmod(where, self.predictor.grid[1])))
+            reached = reached_through(found["classes"][c], found["prior_pairs"][0, :, c], self.predictor.grid[1])
+            reasons.append(Reason(self.label_names[c], *values, *reached))
         return reasons
 
     def _explain(self, photo: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -114,7 +112,7 @@ def fit(
     method: str | None = None,
     label_names: Sequence[str] | None = None,
     vectors: str | os.PathLike[str] | None = None,
-    wordings: Mapping[str, Sequence[str]] | None = None,
+    wordings: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Classifier:
     """Teaches a model labels from a few photos. Nothing is trained: it takes a moment.
 
@@ -125,7 +123,7 @@ def fit(
       photos: S photos, each a path, a ``PIL.Image`` or an array uint8 [H, W, 3].
       labels: for each photo its label names, or one name; empty where it has none of the labels.
       method: one of ``METHODS``; None for the one that was best on validation labels.
-      label_names: the labels, to fix their order; by default as they occur.
+      label_names: the labels, to fix their order, or one; by default as they occur.
       vectors: a further file of word vectors, see ``words.load_word_vectors``, looked at before the model's.
       wordings: of some labels, in place of their names, one or several that are averaged, such as
         ``{"dog": ("dog", "puppy")}``; for methods that encode names.
@@ -231,18 +229,20 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
     """C names and bool [S, C]."""
     if len(photos) != len(labels):
         raise InputError(f"{len(photos)} support photos but labels for {len(labels)}: give every photo its labels")
-    each = [[names] if isinstance(names, str) else list(names) for names in labels]
+    each = [_texts(names, "a support photo") for names in labels]
     given = list(dict.fromkeys(itertools.chain.from_iterable(each)))
-    for name in (*given, *(label_names or ())):
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{name!r} is not a label name: give text")
-    names = tuple(dict.fromkeys(given if label_names is None else label_names))
+    names = tuple(dict.fromkeys(given if label_names is None else _texts(label_names, "label_names")))
     if not names:
         raise InputError("the support has no label: name at least one, with 1 to 5 photos")
     for name in given:
         if name not in names:
             raise InputError(f"label {name!r} of a support photo is not among the labels {', '.join(names)}")
     return names, np.array([[name in photo for name in names] for photo in each], bool).reshape(len(each), len(names))
+
+
+def _texts(names: str | Iterable[str], where: str) -> list[str]:
+    """One name or several, as ``label_name`` gives them."""
+    return [label_name(name, where) for name in ([names] if isinstance(names, str) else names)]
 
 
 def nearest_shots(predictor: Predictor, per_label: float) -> Trained:
@@ -279,10 +279,8 @@ def _method(predictor: Predictor, trained: Trained, name: str) -> Method:
 def _note(predictor: Predictor, trained: Trained, method: str | None, median: float) -> str:
     name, dataset = method or _best(trained), predictor.config.data.name
     if predictor.manifest.get("ready"):
-        kind = "names and photos" if median else "names alone"
-        return (
-            f"method {name}, out of the box, from {kind}: {predictor.config.backbone} was trained on ImageNet's classes"
-        )
+        kind, backbone = "names and photos" if median else "names alone", predictor.config.backbone
+        return f"method {name}, out of the box, from {kind}: {backbone} was trained on ImageNet's classes"
     note = f"method {name}: {'chosen by you' if method else 'best on validation labels'}"
     if name in trained.validation:
         note += f" ({100 * trained.validation[name]:.1f} Ma-AP there, {trained.n_shot}-shot)"
@@ -300,7 +298,10 @@ def _words(predictor: Predictor, trained: Trained, method: Method, names, vector
     if not method.needs_words:
         return None
     if method.words_from:
-        named = [(wordings or {}).get(name, (name.replace("_", " "),)) for name in names]
+        given = {label_name(name, "wordings"): _texts(texts, name) for name, texts in (wordings or {}).items()}
+        if unknown := [name for name in given if name not in names]:
+            raise InputError(f"wordings has {unknown[0]!r}, which is not among the labels {', '.join(names)}")
+        named = [given.get(name, (name.replace("_", " "),)) for name in names]
         return inputs.class_mixtures(method.words_from, named, predictor.encoder)
     return _word_vectors(predictor, names, word_width(trained.stores), vectors)
 

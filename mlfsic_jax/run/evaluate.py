@@ -46,11 +46,13 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
     Args:
       method: e.g. ``methods.create("ridge")``; ``trained`` is what its ``train`` gave.
       features: float [I, h, w, n], local features of all images, with their ``labels`` bool [I, C].
-      words: float [C, d_w], word vectors; None for a method that needs none.
+      words: float [C, d_w], word vectors; what ``inputs.class_mixtures`` gives for a method with ``words_from``; None
+        for one that needs none.
       episodes: int32 [E, S] and [E, Q] rows, see ``sample_episode``.
     """
     features, labels = np.asarray(features), np.asarray(labels, bool)
-    view = View(features.__getitem__, labels, words, tuple(map(str, range(labels.shape[1]))))
+    names = tuple(map(str, range(labels.shape[1])))
+    view = View(features.__getitem__, labels, words, names, named_vectors=lambda _: words)
     support, query = (np.atleast_2d(np.asarray(rows)) for rows in episodes)
     scores, _ = _score({"method": method}, {"method": trained}, view, list(support), query)
     return probabilities(method, scores["method"]), labels[query]

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlfsic_jax.data.class_words import class_names
+
 THRESHOLD = 0.5  # a label is predicted where its probability is higher
+_CLASSES = 5  # that a label is said to be reached through
 _MAX_LABELS = 4
 _MAX_PAIRS = {1: 3, 2: 2}  # per label, by the number of labels to explain; 1 for more labels
 
@@ -56,3 +59,14 @@ def strongest_matches(
             cells = divmod(here, width), divmod(there, width)
             matches.append(Match(label_names[c], s, *cells, float(contributions[s, here, there])))
     return matches
+
+
+def reached_through(
+    weights: np.ndarray, by_region: np.ndarray, width: int
+) -> tuple[tuple[tuple[str, float], ...], tuple[int, int]]:
+    """ImageNet's classes that a name was reached through, and the (row, column) where a photo spoke for it most.
+
+    ``weights`` float [K], of the label's mixture of classes, and ``by_region`` float [L] are of ``Method.explain``.
+    """
+    names, top = class_names(), np.argsort(-weights)[:_CLASSES]
+    return tuple((names[k], float(weights[k])) for k in top if weights[k] > 0), divmod(int(by_region.argmax()), width)

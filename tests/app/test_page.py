@@ -156,7 +156,7 @@ def test_clicks_decide_and_an_export_is_read(app, open_page, tmp_path):
     ]
     page.fill(LABEL_BOX, "fox = fox |")
     page.press(LABEL_BOX, "Enter")
-    until(lambda: "a label's name is empty" in page.inner_text("#status.failed"))
+    until(lambda: "a wording of fox: '' is not a label name" in page.inner_text("#status.failed"))
     page.fill(LABEL_BOX, "")
     page.check("[value=name]")
     until(lambda: shown(page)[0] == app.session.collection.names[0])
@@ -355,6 +355,21 @@ def test_a_swipe_turns_to_the_next_photo(open_page):
     for across, expected in ((-150, second), (150, first), (-20, first)):  # the last one is too short
         swipe(page, "#stage", across)
         soon(page, "document.querySelector('#photo-name').innerText", expected)
+
+
+def test_the_page_is_loaded_again_where_photos_came_over_a_restart(app, open_page, folder):
+    page = open_page()
+    add_labels(page, app, "cat")
+    before = len(shown(page))
+    app.end()
+    shutil.copy(folder / "1.png", folder / "00 new.png")  # now all have other numbers
+    app.begin()
+    page.wait_for_selector(f".tile:nth-child({before + 1})")
+    chosen(page, "cat")
+    name = shown(page)[0]
+    page.click(f"{FIRST} .main")
+    settle(page, app)
+    assert app.decisions() == {name: {"cat": 1}}
 
 
 def test_a_server_that_ends_is_told_and_found_again(app, open_page):

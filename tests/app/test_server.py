@@ -69,7 +69,10 @@ def test_a_folder_is_labelled_and_exported(session, ask, folder, tmp_path):
     first = found["photos"][0]
     before = ask("/api/state")["version"]
     decisions = [{"photo": first["id"], "label": name, "value": value} for name, value in (("dog", 1), ("cat", 0))]
-    assert ask("/api/decide", {"decisions": decisions})["version"] == before + 1
+    body = {"collection": state["collection"], "decisions": decisions}
+    assert ask("/api/decide", body)["version"] == before + 1
+    others = ask("/api/decide", body | {"collection": "0123"}, status=400)  # a page of before photos came
+    assert "load the page again" in others["error"] and ask("/api/state")["version"] == before + 1
     assert ask("/api/photos?show=yes&label=dog")["photos"][0]["decided"] == {"dog": 1, "cat": 0}
     answer, content = ask.raw("GET", "/api/export?format=csv")
     assert "labels.csv" in answer.headers["Content-Disposition"]
@@ -119,6 +122,7 @@ def test_names_are_sent_as_they_are(session, ask):
         ("/api/decide", {"decisions": [{"photo": 0, "label": "cow", "value": 1}]}, "no label 'cow'"),
         ("/api/decide", {"decisions": [{"photo": 0, "label": "cat", "value": 7}]}, "no value 1, 0 or null"),
         ("/api/decide", {}, "decisions is missing"),
+        ("/api/labels", {"name": "a\nb"}, "contains a line break"),
         ("/api/labels", {"name": 3}, "name is missing or wrong"),
         ("/api/import", {"name": "a.csv", "content": "nonsense"}, "a.csv"),
         ("/api/threshold", {"label": "cat", "value": 3}, "between 0 and 1"),
@@ -132,6 +136,8 @@ def test_names_are_sent_as_they_are(session, ask):
 def test_mistakes_are_one_line(session, ask, path, body, message):
     session.store.decide([(session.collection.names[0], "cat", 1)])
     before = session.store.decisions()
+    if path == "/api/decide":
+        body = body | {"collection": session.collection.key}
     error = ask(path, body, status=400)["error"]
     assert message in error and "\n" not in error
     assert session.store.decisions() == before

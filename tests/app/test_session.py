@@ -88,6 +88,31 @@ def test_orders_and_filters(session):
         session.photos("name", "all", "cow")
 
 
+def test_suggested_goes_by_what_is_undecided(session):
+    first, second = readable(session)[:2]
+    decide(session, (first, "cat", 1))
+    found = session.fitted.probabilities
+    found[:] = [0.9, 0.9, 0.9]
+    found[first], found[second] = (0.5, 0.99, 0.99), (0.3, 0.9, 0.9)  # all that is open of the first is certain
+    order = session.photos("suggested", "all", "").tolist()
+    assert order[0] == second and order.index(first) > 1
+
+
+def test_photos_whose_features_came_after_a_fit_wait_for_the_next(folder, predictor, tmp_path):
+    session = open_session(folder, None, predictor, tmp_path / "cache")
+    session.store.name_label("cat")
+    session.store.name_label("dog")
+    session.collection.embed_all(lambda: None)
+    session.collection.embedded[3] = 0
+    session.refit()
+    session.collection.embedded[3] = 1
+    assert session.probabilities(3) is None and session.probabilities(4)
+    assert session.photos("certain", "proposed", "").tolist().count(3) == 0
+    session.catch_up()
+    assert session.probabilities(3)
+    session.close()
+
+
 def test_counts_and_quality_at_the_threshold(session):
     numbers = readable(session)
     decide(session, *((i, "cat", int(k < 3)) for k, i in enumerate(numbers[:6])))
@@ -165,7 +190,7 @@ def test_the_fit_follows_changes_in_the_background(folder, predictor, tmp_path):
     session.store.name_label("cat")
     session.changed()
     end = time.monotonic() + 60
-    while session.fitted is None or session.collection.progress().embedded < 10 or session._count < 1:
+    while session.fitted is None or session.collection.progress().embedded < 10 or session._ready < 9:
         assert time.monotonic() < end
         time.sleep(0.01)
     session.store.name_label("dog")

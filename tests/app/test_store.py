@@ -60,6 +60,21 @@ def test_the_photo_that_was_decided_last_comes_last(store):
     for photo in "abc":
         store.decide([(photo, "cat", 1)])
     assert list(store.decisions()) == ["a", "b", "c"]
+    store.decide([("a", "cat", 0)])
+    assert list(store.decisions()) == ["b", "c", "a"]
+    store.decide([("b", "dog", 1)])
+    again = reopened(store)
+    assert list(again.decisions()) == list(store.decisions()) == ["c", "a", "b"]
+    again.close()
+
+
+def test_a_label_keeps_its_wordings_until_it_gets_others(store):
+    store.name_label("dog")
+    assert store.labels()[1].wordings == ("dog", "puppy")
+    store.name_label("dog", ("dog", "hound"))
+    assert store.labels()[1].wordings == ("dog", "hound")
+    store.name_label(" cafe\u0301 ")
+    assert store.labels()[2].name == "caf\u00e9"  # as files that are imported spell it
 
 
 def test_versions_count_changes(store):
@@ -87,9 +102,11 @@ def test_names_that_are_no_text_in_utf_8_are_kept(store):
     ("change", "message"),
     [
         (lambda store: store.decide([("a", "cow", 1)]), "there is no label 'cow'"),
-        (lambda store: store.name_label("  "), "name is empty"),
-        (lambda store: store.name_label("x", ("",)), "name is empty"),
-        (lambda store: store.name_label("\udce9"), "no valid text"),
+        (lambda store: store.name_label("  "), "the label: '  ' is not a label name"),
+        (lambda store: store.name_label("x", ("",)), "a wording of x: '' is not a label name"),
+        (lambda store: store.name_label("\udce9"), "control character"),
+        (lambda store: store.name_label("a\nb"), "contains a line break"),
+        (lambda store: store.name_label("a" * 201), "a label of 201 characters"),
         (lambda store: store.set_threshold("cat", 2), "between 0 and 1"),
         (lambda store: store.remove_label("cow"), "there is no label 'cow'"),
     ],

@@ -103,6 +103,7 @@ def test_the_meaning_of_a_name_counts(model, support):
         ([[], []], {}, "the support has no label"),
         (["sea", ""], {}, "'' is not a label name"),
         (["sea", [3.5]], {}, "3.5 is not a label name"),
+        (["sea", "a\nb"], {}, "contains a line break"),
         (["sea", "kelp"], {"label_names": ["sea", "kelp", "sun"]}, "label 'sun' has no support photo"),
         (["sea", "kelp"], {"label_names": ["sea"]}, "label 'kelp' of a support photo is not among the labels sea"),
         (["sea", "kelp"], {"method": "cnn"}, "method 'cnn' is unknown: use one of zero_shot, "),

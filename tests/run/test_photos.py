@@ -1,5 +1,6 @@
 """Photos as a user has them: paths, images, arrays, and what is none."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +14,9 @@ from tests.made_up import save_photo
 def test_paths_images_and_arrays_are_the_same(model, support, tmp_path):
     few = fit(model, *support, method="ridge")
     pixels = np.asarray(Image.open(support[0][0]))
-    kinds = [support[0][0], str(support[0][0]), Image.open(support[0][0]), pixels]
+    kinds = [support[0][0], str(support[0][0]), Image.open(support[0][0]), pixels, jnp.asarray(pixels)]
     rows = [few.predict(kind).probabilities for kind in kinds]
-    rows.append(few.predict(kinds).probabilities[3:])
+    rows += [few.predict(kinds).probabilities[3:4], few.predict(jnp.stack([pixels] * 2)).probabilities[1:]]
     assert all(np.allclose(row, rows[0], atol=1e-6) for row in rows)
 
     turned = Image.Exif()

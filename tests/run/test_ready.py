@@ -17,8 +17,9 @@ from mlfsic_jax import predict
 from mlfsic_jax.backbones import weights
 from mlfsic_jax.core.episodes import Episode
 from mlfsic_jax.data import class_words
+from mlfsic_jax.data.folder import read_csv
 from mlfsic_jax.methods import METHODS
-from mlfsic_jax.run import inputs, ready
+from mlfsic_jax.run import classifier, inputs, ready
 from mlfsic_jax.system.errors import InputError
 from tests import ready_model
 
@@ -92,10 +93,8 @@ def test_photos_are_scored_as_in_an_evaluation(data_dir, photos, features):
     matrix = np.array([[name in names for name in LABELS] for names in given] + [[False] * 3] * 4)
     method, trained = METHODS["class_word_ridge"], few.trained.stores["classes"]
     words = inputs.class_mixtures("classes", [[name] for name in LABELS], data_dir / "minilm")
-    with pytest.MonkeyPatch.context() as patch:  # words of the method's own stand in for those of a view
-        patch.setattr(type(method), "words_from", "")
-        episode = Episode(np.arange(4), np.arange(4, 8))
-        scores, _ = mf.evaluate(method, trained, features, matrix, words, episode)
+    episode = Episode(np.arange(4), np.arange(4, 8))
+    scores, _ = mf.evaluate(method, trained, features, matrix, words, episode)
     slope, intercept = few.trained.calibration["class_word_ridge"]
     found = few.predict(photos[4:]).probabilities
     np.testing.assert_allclose(found, expit(slope * scores[0] + intercept), atol=2e-3)
@@ -141,6 +140,24 @@ def test_several_wordings_are_averaged(data_dir, photos):
     )
     np.testing.assert_allclose(plain, same, atol=1e-5)
     assert np.abs(plain - both).max() > 1e-3
+    one = mf.fit(model, [], [], label_names=("cat", "pet"), wordings={"pet": "dog"})  # not its letters
+    np.testing.assert_allclose(one.predict(photos).probabilities, plain, atol=1e-5)
+    with pytest.raises(InputError, match="wordings has 'Pet', which is not among the labels cat, pet"):
+        mf.fit(model, [], [], label_names=("cat", "pet"), wordings={"Pet": "dog"})
+
+
+def test_names_are_spelled_one_way(data_dir, photos):
+    few = mf.fit(mf.load(data_dir=data_dir), photos[:3], ["cafe\u0301", " caf\u00e9", "cat"])
+    assert few.label_names == ("caf\u00e9", "cat")
+    assert mf.fit(few.predictor, [], [], label_names="cat").label_names == ("cat",)
+
+
+def test_it_is_evaluated_on_episodes_of_ones_own(data_dir, features):
+    trained = {name: np.asarray(x) for name, x in ready.load(data_dir=data_dir).trained[0].stores["classes"].items()}
+    mixtures = inputs.class_mixtures("classes", [["cat"], ["dog"]], data_dir / "minilm")
+    labels, episode = np.eye(2, dtype=bool)[[0, 1] * 4], Episode(np.arange(2), np.arange(2, 8))
+    scores, truth = mf.evaluate(METHODS["class_words"], trained, features, labels, mixtures, episode)
+    assert truth.shape == scores.shape == (1, 6, 2) and np.ptp(scores[0], axis=0).max() > 0.01
 
 
 def test_missing_files_are_one_line(tmp_path, data_dir, monkeypatch):
@@ -196,12 +213,27 @@ def test_the_command_needs_no_workdir(data_dir, photos, tmp_path, monkeypatch, c
     assert "from names and photos" in capsys.readouterr().out
 
 
+def test_names_with_separators_are_written_so_that_they_are_read_back(data_dir, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [["cat|dog"], ["C#"], ["cat|dog", "C#"]]
+    Path("support.json").write_text(json.dumps([{"file": f"{i}.png", "labels": x} for i, x in enumerate(given)]))
+    monkeypatch.setattr(classifier, "THRESHOLD", 0.2)
+    run(data_dir, "--support=support.json", f"--images={tmp_path}", "--out=out.csv")
+    found, names = read_csv(Path("out.csv"), anywhere=True)
+    few = mf.fit(mf.load(data_dir=data_dir), photos[:3], given)
+    assert [set(labels) for labels in found.values()] == [set(labels) for labels in few.predict(list(found)).labels]
+    assert "cat|dog" in names
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ((), "name the labels: --labels="),
         (("--labels=cat,,dog",), "has an empty name"),
         (("--labels=cat,dog,cat",), "has 'cat' twice"),
+        (("--labels=cat|dog",), "is 'cat|dog' several labels? write names with commas"),
+        (("--labels=cat; dog",), "is 'cat; dog' several labels? write names with commas"),
+        (("--support=support.csv", "--out=support.csv"), "is the file of --support"),
         (("--labels=cat = cat |",), "a wording of 'cat' is empty"),
         (("--labels=dog", "--support=support.csv"), "label 'cat' of a support photo is not among the labels dog"),
         (("--labels=cat", "--quality=high"), "needs efficientnet_lite2 in"),
@@ -211,9 +243,10 @@ def test_mistakes_are_one_line(data_dir, photos, tmp_path, monkeypatch, flags, m
     monkeypatch.chdir(tmp_path)
     Path("support.csv").write_text("file,labels\n0.png,cat\n")
     with pytest.raises(SystemExit) as caught:
-        run(data_dir, *flags, f"--images={tmp_path}", "--out=out.csv")
+        run(data_dir, f"--images={tmp_path}", "--out=out.csv", *flags)
     error = str(caught.value.code)  # which Python prints, with status 1
     assert message in error and error.count("\n") == 0 and not Path("out.csv").exists()
+    assert Path("support.csv").read_text() == "file,labels\n0.png,cat\n"
 
 
 def test_an_export_predicts_the_same_without_the_files(data_dir, photos, tmp_path, monkeypatch, capsys):

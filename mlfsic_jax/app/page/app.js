@@ -109,6 +109,7 @@ async function poll() {
 const stamp = () => `${state.version} ${state.fits} ${state.embedded}`;
 
 function take(found) {
+  if (state && state.collection !== found.collection) return location.reload(); // photos are numbered anew
   const before = state && { stamp: stamp(), labels: JSON.stringify(state.labels) };
   state = found;
   document.body.dataset.fits = state.fits;
@@ -217,7 +218,7 @@ async function decide(decisions, text) {
   put(decisions);
   say(text);
   sortWhenFitted = null; // somebody does
-  await change("api/decide", { decisions }).catch((error) => {
+  await change("api/decide", { collection: state.collection, decisions }).catch((error) => {
     put(before);
     say(`Not saved: ${error.message}`, true);
   });
