@@ -1,6 +1,7 @@
 """A small network and a small encoder in place of the published files of the model out of the box."""
 
 import dataclasses
+import string
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ def write_files(folder):
     save_file({name: a.astype(np.float32) for name, a in state.items()}, folder / "lite.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_minilm, "HIDDEN", 384)  # as the vectors of the classes
+        signs = string.ascii_lowercase + string.digits + "<>=()|#"  # so that it reads any English name
+        patch.setattr(test_minilm, "PIECES", (*test_minilm.PIECES, *signs, *(f"##{sign}" for sign in signs)))
         test_minilm.write_model(folder / "minilm", test_minilm.tensors_of_bert())
 
 

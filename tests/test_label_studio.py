@@ -118,7 +118,7 @@ def test_names_of_any_characters_come_back_from_accepted_tasks(tmp_path):
 def test_proposals_that_nobody_accepted_are_no_labels(tmp_path):
     out, _ = proposals(tmp_path / "root")
     shutil.move(out, tmp_path / "root")
-    with pytest.raises(InputError, match="holds no choices"):
+    with pytest.raises(InputError, match="no task has an annotation yet: submit some in Label Studio"):
         folder.scan(tmp_path / "root")
 
 

@@ -13,7 +13,7 @@ from mlfsic_jax.run import ready
 from mlfsic_jax.run.labels import parse_labels
 from mlfsic_jax.system.command import Parser, cli_errors, prepare_jax, run_main
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import expand, reported
+from mlfsic_jax.system.untrusted import expand, reported, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +58,9 @@ def _serve(flags) -> None:
         address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
         done = session.collection.progress().embedded
         print(f"{len(session.collection.names)} photos, {done} ready; decisions go to {session.store.path}")
+        if missing := session.missing():
+            how = "decisions about them are kept until they are back"
+            print(f"{len(missing)} decided photos are not in the folder, such as {shown(missing[0])}: {how}")
         print(f"open {address} and end with Ctrl-C", flush=True)
         app = create_app(session, token)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[server])

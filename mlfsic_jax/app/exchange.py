@@ -35,6 +35,16 @@ class Marked(NamedTuple):
     proposed: Mapping[str, float]  # undecided label -> probability; empty while not known
 
 
+class _Inside(Finder):
+    """Also takes paths that lead to the folder, as predictions have them: folder/a.jpg, or absolute ones."""
+
+    def find(self, name: Any, where: str) -> Path:
+        path = name.replace("\\", "/") if isinstance(name, str) else ""
+        inside = f"/{path}".partition(f"/{self._folder.resolve().name}/")[2]
+        there = inside and (self._folder / inside).exists() and not (self._folder / path.lstrip("/")).exists()
+        return super().find(inside if there else name, where)
+
+
 class _Row(NamedTuple):
     photo: Marked
     labels: list[str]  # decided and, if asked for, proposed, in the labels' order
@@ -51,10 +61,10 @@ def export(
 ) -> tuple[str, str, Iterator[bytes]]:
     """The name, media type and content, in pieces, of a file of one of ``KINDS``.
 
-    Without ``proposals`` it has the photos with a decision and the labels that they were given; with them all photos,
-    and undecided labels whose probability is above the threshold as well. Label Studio's tasks name the photos below
-    ``folder``, as seen from the folder that its server serves. ``InputError`` for another kind, when there is nothing
-    to write, and for the name of a label or photo that would not be read back as it is.
+    Without ``proposals`` it has the photos with a label, or with none of all, and the labels that they were given; with
+    them all photos, and undecided labels whose probability is above the threshold as well. Label Studio's tasks name
+    the photos below ``folder``, as seen from the folder that its server serves. ``InputError`` for another kind, when
+    there is nothing to write, and for the name of a label or photo that would not be read back as it is.
     """
     if kind not in KINDS:
         raise InputError(f"the format {shown(kind)} must be one of {', '.join(KINDS)}")
@@ -63,9 +73,10 @@ def export(
             raise InputError(f"the label {shown(name)} has spaces around it, or accents in pieces: rename it")
     if kind == "label-studio-config":
         return *KINDS[kind], iter([label_studio.prepare(label_names, (), ".").config.encode()])
-    chosen = [photo for photo in photos if proposals or photo.yes or photo.no]
+    # A photo without a label means that it has none; only some said no leave that open.
+    chosen = [photo for photo in photos if proposals or photo.yes or len(photo.no) == len(label_names) > 0]
     if not chosen:
-        raise InputError("no photo has a decision yet: decide on one, or export the proposals too")
+        raise InputError("no photo has a label yet, or none of all: decide on one, or export the proposals too")
     for photo in chosen:
         _check_name(photo.name, kind)
     rows = [_row(photo, label_names, thresholds if proposals else {}) for photo in chosen]
@@ -75,7 +86,7 @@ def export(
         lines = [json.dumps(_coco(rows, label_names))]
     else:
         label_studio.prepare(label_names, (), ".")  # refuses what its configuration could not have
-        lines = [json.dumps([_task(row, folder) for row in rows])]
+        lines = [json.dumps([_task(row, folder, len(label_names)) for row in rows])]
     return *KINDS[kind], _encoded(lines)
 
 
@@ -96,11 +107,14 @@ def read(
         file = Path(scratch, f"labels{ending}")
         file.write_bytes(content)
         try:
-            table = read_table(file, Finder(folder))
+            table = read_table(file, _Inside(folder))
         except InputError as error:
             raise InputError(str(error).replace(str(file), shown(name))) from error
     found = {photo.relative_to(folder).as_posix(): tuple(names) for photo, names in table.labels.items()}
     strays = found.keys() - set(known)
+    if strays and len(strays) == len(found):
+        way = f"write paths as seen from {folder.resolve().name}"
+        raise InputError(f"{shown(name)}: no photo of it is in the folder, such as {shown(min(strays))}: {way}")
     labels = {photo: names for photo, names in found.items() if photo not in strays}
     return labels, table.names, [f"{shown(photo)} is not among the photos" for photo in sorted(strays)]
 
@@ -142,10 +156,10 @@ def _coco(rows: Sequence[_Row], label_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _task(row: _Row, folder: str) -> dict[str, Any]:
+def _task(row: _Row, folder: str, n_labels: int) -> dict[str, Any]:
     photo = row.photo
     address = label_studio.address(f"{folder}/{photo.name}" if folder else photo.name)
-    decided = photo.yes if photo.yes or photo.no else None
+    decided = photo.yes if photo.yes or len(photo.no) == n_labels else None
     proposed = None if row.score is None else label_studio.prediction(row.labels, row.score, "app")
     return label_studio.task(address, decided, proposed)
 

@@ -8,7 +8,6 @@ import contextlib
 import mmap
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -28,14 +27,14 @@ _ROOM = 1 << 14  # bytes that keywords may add to a photo
 _ONE_AT_A_TIME = threading.Lock()  # libexiv2's XMP toolkit is not safe in several threads
 
 
-def write(folder: Path, out: Path, photos: Iterable[tuple[str, Sequence[str]]]) -> int:
+def write(folder: Path, out: Path, photos: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     """Copies photos of ``folder``, (name, labels), into ``out`` and adds the labels to their keywords there.
 
-    Pixels and all other metadata stay as they are. A photo that cannot be copied, or is there already, has a line on
-    standard error, and the others go on; none is there in part. Returns how many were copied. ``InputError`` when
-    ``out`` lies inside of ``folder``, cannot be written or has too little space, or when exiv2 is not installed.
+    Pixels and all other metadata stay as they are. Returns a line for each photo that cannot be copied, or is there
+    already; the others go on, and none is there in part. ``InputError`` when ``out`` lies inside of ``folder``, cannot
+    be written or has too little space, or when exiv2 is not installed.
     """
-    exiv2, photos, written = _exiv2(), list(photos), 0
+    exiv2, photos, skipped = _exiv2(), list(photos), []
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{out} lies inside of {folder}: give a folder outside for the copies")
     with reported(f"{out} cannot be written", "give another folder for the copies", OSError):
@@ -48,10 +47,9 @@ def write(folder: Path, out: Path, photos: Iterable[tuple[str, Sequence[str]]]) 
                         f"{shown(name)} was not copied", "check it, the others go on", (OSError, exiv2.Exiv2Error)
                     ):
                         _copy(exiv2, folder / name, out / name, labels, Path(scratch))
-                    written += 1
                 except InputError as error:
-                    print(error, file=sys.stderr, flush=True)
-    return written
+                    skipped.append(str(error))
+    return skipped
 
 
 def read(path: Path) -> tuple[str, ...]:

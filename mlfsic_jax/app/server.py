@@ -143,14 +143,19 @@ def _state(session: Session) -> dict[str, Any]:
     progress, counts = collection.progress(), session.counts()
     labels = [label._asdict() | counts.get(label.name, {}) for label in store.labels()]
     beta = 1.0 if fitted is None else float(fitted.classifier.state["fit"].beta)
-    unreadable = [{"name": collection.names[i], "why": why} for i, why in list(collection.errors.items())[:20]]
+    gone = "it was decided, but is not in the folder: move it back, its decisions are kept"
+    unreadable = [{"name": collection.names[i], "why": why} for i, why in collection.errors.items()]
+    unreadable += [{"name": name, "why": gone} for name in session.missing()]
+    note = session.note
+    if unread := session.unread():
+        note += f"; the text encoder cannot read {', '.join(unread)}: add English wordings, as in chat = cat"
     return {
         **{"folder": collection.folder.resolve().name, "collection": collection.key},
         **{"version": store.version, "fitted": session.fitted_version},
         "fits": session.fits,  # so far: further features, too, change probabilities
         **{"photos": len(collection.names), "embedded": progress.embedded, "rate": progress.rate},
-        **{"left_s": progress.left_s, "unreadable": unreadable, "labels": labels, "can_undo": store.can_undo},
-        **{"names_used": beta > 0, "note": session.note},
+        **{"left_s": progress.left_s, "unreadable": unreadable[:20], "labels": labels, "can_undo": store.can_undo},
+        **{"names_used": beta > 0, "note": note},
     }
 
 
@@ -219,7 +224,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
         labels, names, skipped = exchange.read(
             name, content.encode(errors="surrogatepass"), collection.names, collection.folder
         )
-        return _json(take(labels, names) | {"skipped": skipped})
+        return _json(_take(session, labels, names, corrects=True) | {"skipped": skipped})
 
     @app.post("/api/import/keywords")
     def read_keywords() -> Response:
@@ -233,14 +238,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
         if len(skipped) == len(collection.names):  # the library is missing
             raise InputError(skipped[0])
         names = list(dict.fromkeys(word for words in labels.values() for word in words))
-        return _json(take(labels, names) | {"skipped": skipped})
-
-    def take(labels, names) -> dict[str, Any]:
-        for name in names:
-            store.name_label(name)
-        store.decide((photo, name, 1) for photo, given in labels.items() for name in given)
-        session.changed()
-        return {"version": store.version, "photos": len(labels), "labels": list(names)}
+        return _json(_take(session, labels, names) | {"skipped": skipped})
 
     @app.post("/api/keywords")
     def write_keywords(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
@@ -250,7 +248,22 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
             above = [name for name, p in one.proposed.items() if p > thresholds[name]] if body.get("proposals") else []
             if one.yes or above:
                 given.append((one.name, (*one.yes, *above)))
-        return _json({"written": keywords.write(Path(collection.folder), out, given), "out": str(out)})
+        skipped = keywords.write(Path(collection.folder), out, given)
+        return _json({"written": len(given) - len(skipped), "out": str(out), "skipped": skipped})
+
+
+def _take(session: Session, labels, names, corrects: bool = False) -> dict[str, Any]:
+    """Takes labels over; with ``corrects`` also what a file no longer says, and that a photo has none of its labels."""
+    store, found = session.store, {(photo, name): 1 for photo, given in labels.items() for name in given}
+    for name in names:
+        store.name_label(name)
+    for photo, given in labels.items() if corrects else ():
+        decided = store.decided(photo)
+        found |= {(photo, name): 0 for name in names if name not in given and (decided.get(name) or not given)}
+    changed = sum(store.decided(photo).get(name, value) != value for (photo, name), value in found.items())
+    store.decide((photo, name, value) for (photo, name), value in found.items())
+    session.changed()
+    return {"version": store.version, "photos": len(labels), "labels": list(names), "changed": changed}
 
 
 def _json(value: Any) -> Response:

@@ -31,6 +31,7 @@ class Session:
         self.store, self.collection, self.predictor, self.method = store, collection, predictor, method
         self.fitted: proposals.Fitted | None = None
         self.fitted_version, self.fits, self._ready, self._words = -1, 0, -1, {}
+        self._unread: set[tuple[str, ...]] = set()  # wordings that the text encoder cannot read
         backbone = predictor.config.backbone
         self.note = f"{method}: names reach the classes that {backbone} was trained on, and what you decide corrects it"
         self._changed, self._closed = threading.Condition(), False
@@ -76,6 +77,14 @@ class Session:
             raise InputError(f"{missing} photos have no probabilities yet: wait, or export what is decided alone")
         if self.fitted_version != self.store.version or self._further():
             self.refit()
+
+    def missing(self) -> list[str]:
+        """Photos that were decided and are not in the folder any more."""
+        return [name for name in self.store.decisions() if name not in self.collection.number]
+
+    def unread(self) -> list[str]:
+        """Labels that the text encoder cannot read."""
+        return [label.name for label in self.store.labels() if label.wordings in self._unread]
 
     def thresholds(self) -> dict[str, float]:
         return {label.name: label.threshold for label in self.store.labels()}
@@ -197,6 +206,8 @@ class Session:
         if missing:
             source, each = trained.methods[self.method].words_from, [label.wordings for label in missing]
             rows = inputs.class_mixtures(source, each, self.predictor.encoder)
+            unread = inputs.unread(each, self.predictor.encoder)
+            self._unread |= {wordings for wordings, not_read in zip(each, unread, strict=True) if not_read}
             self._words |= dict(zip(each, rows, strict=True))
         return np.stack([self._words[label.wordings] for label in labels])
 

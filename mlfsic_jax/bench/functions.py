@@ -24,7 +24,7 @@ def sample_episode(quick: bool) -> Iterator[Case]:
     """200 episodes of COCO's train split; per episode, every label looks twice at its images."""
     n_images, n_labels, n_positives = (300, 4, 200) if quick else made_up.COCO
     labels, n = made_up.label_matrix(n_images, n_labels, n_positives), 2 if quick else 200
-    bits = jax.jit(lambda key: jax.random.bits(key, (int(labels.sum()),)))
+    bits = jax.jit(lambda key: jax.random.bits(key, (int(labels.sum()),), jnp.uint32))
     key = jax.random.key(0)
     for n_shot in (1, 5):
         yield Case(

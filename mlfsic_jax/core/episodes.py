@@ -175,9 +175,8 @@ def _draw(key, plan: _Plan, *, n_images: int, most: int, n_shot: int, n_query: i
     def attempt(key):
         """Walks once through all labels for the supports and once for the queries."""
         # One call for all random numbers: each call is a long program to compile.
-        bits, *order_bits = jnp.split(
-            jax.random.bits(key, (n_entries + 2 * n_labels,)), [n_entries, n_entries + n_labels]
-        )
+        every = jax.random.bits(key, (n_entries + 2 * n_labels,), jnp.uint32)  # uint64 by default with 64-bit types
+        bits, *order_bits = jnp.split(every, [n_entries, n_entries + n_labels])
         # A label's images are ordered by their random bits, and each turn takes the first free ones: by search, since
         # sorting them all takes longer.
         bits, images = (jnp.pad(x, (0, most)) for x in (bits, plan.image))

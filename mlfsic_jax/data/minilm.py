@@ -55,8 +55,7 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
-    stamps = (stamp(folder / name) for name in (*FILES, "config.json"))
-    params, n_layers, n_heads, tokenizer, limit = _open(folder, *stamps)
+    params, n_layers, n_heads, tokenizer, limit = _open(folder, *_stamps(folder))
     tokens, vectors = tokenizer.encode(texts), np.empty((len(texts), params[_WORDS].shape[1]), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch_size):
@@ -67,6 +66,17 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
         why = "is damaged (it gives NaN or infinity)"
         raise InputError(f"{folder / 'model.safetensors'} {why}: delete it and {_get(folder)}")
     return vectors
+
+
+def unread_texts(texts: Sequence[str], folder: str | os.PathLike[str]) -> list[bool]:
+    """Whether a text has signs or words that the encoder does not know, such as most of those in other scripts."""
+    folder = expand(folder)
+    *_, tokenizer, _ = _open(folder, *_stamps(folder))
+    return [tokenizer.unknown in tokens for tokens in tokenizer.encode(texts)]
+
+
+def _stamps(folder: pathlib.Path) -> list:
+    return [stamp(folder / name) for name in (*FILES, "config.json")]
 
 
 def _get(folder: pathlib.Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mlfsic_jax.data.coco import annotated
 from mlfsic_jax.data.photo_files import Finder
-from mlfsic_jax.data.text import csv_rows, text_lines
+from mlfsic_jax.data.text import csv_rows, is_separator_line, text_lines
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import label_name, read_json, reported, shown
 
@@ -118,7 +118,7 @@ def _csv(path: pathlib.Path) -> _Rows:
 
 def _delimiter(path: pathlib.Path) -> str:
     """Of comma, semicolon and tab the one with which the first line has a column for files; a comma where none has."""
-    _, first = next(text_lines(path, _CSV[0]), (1, ""))
+    first = next((line for _, line in text_lines(path, _CSV[0]) if not is_separator_line(line)), "")
     return next((d for d in ",;\t" if not _FILE_COLUMNS.isdisjoint(map(_plain, first.split(d)))), ",")
 
 
@@ -171,6 +171,8 @@ def _tasks(path: pathlib.Path, content: list[Any]) -> _Rows:
                 rows.append((where, [photos[0], names, ""]))
             if not done:
                 rows.append((where, [photos[0], None, ""]))
+    if not any(names is not None for _, (_, names, _) in rows):
+        raise InputError(f"{path}: no task has an annotation yet: submit some in Label Studio and export again")
     if len(questions) != 1:
         asked = f"the choices of {shown(sorted(map(str, questions)))}" if questions else "no choices"
         raise InputError(f"{path} holds {asked}: labels are read from the choices of one question, export that alone")

@@ -40,6 +40,11 @@ def text_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
         raise InputError(f"{path} cannot be read{where} ({reason(error)}): {hint}") from error
 
 
+def is_separator_line(text: str) -> bool:
+    """Whether a line is "sep=;", which tells Excel what follows."""
+    return text.strip().casefold().startswith("sep=")
+
+
 def csv_rows(path: pathlib.Path, hint: str, longest: int, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
     """Yields (file and line, fields) of the first row, then of every other row, which must have as many fields.
 
@@ -56,8 +61,13 @@ def csv_rows(path: pathlib.Path, hint: str, longest: int, delimiter: str = ",") 
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()
             where = f"{path}, line {reader.line_num}"
+            if not columns and is_separator_line(row[0]):
+                continue
             if columns and len(row) != len(columns):
-                raise InputError(f"{where}: expected {len(columns)} fields, as the first line has")
+                way = f"quote a field with {delimiter!r} in it, and write several labels as a|b"
+                raise InputError(
+                    f"{where}: expected {len(columns)} fields, as the first line has, not {len(row)}: {way}"
+                )
             columns = columns or row
             yield where, row
         if not columns:

@@ -1,13 +1,11 @@
 """A model fitted to a user's own labels: ``fit``, then ``predict`` and ``explain``."""
 
-import contextlib
 import functools
 import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlfsic_jax.data.transforms import PhotoBatch
-from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.methods import METHODS, Method
 from mlfsic_jax.run import evaluate, inputs
 from mlfsic_jax.run.explain import THRESHOLD, Match, reached_through, strongest_matches
+from mlfsic_jax.run.names import label_names_of, words_of
 from mlfsic_jax.run.photos import is_many, map_photos
-from mlfsic_jax.run.saved import Predictor, Trained, trained_of, word_width
+from mlfsic_jax.run.saved import Predictor, Trained, trained_of
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.parallel import replicate_here
-from mlfsic_jax.system.untrusted import label_name
 
 Result = TypeVar("Result")
 _BY_NAME = "class_word_ridge"
@@ -110,7 +107,7 @@ def fit(
     labels: Sequence[str | Sequence[str]],
     *,
     method: str | None = None,
-    label_names: Sequence[str] | None = None,
+    label_names: str | Sequence[str] | None = None,
     vectors: str | os.PathLike[str] | None = None,
     wordings: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Classifier:
@@ -147,13 +144,13 @@ def fit(
             f"label {everywhere[0]!r} is on every support photo, so {chosen} has nothing to tell it from: add a photo "
             "without it (it may have no label at all), or use method prototypes"
         )
-    words = _words(predictor, trained, value, names, vectors, wordings)
+    words, unread = words_of(predictor, trained, value, names, matrix.any(axis=0), vectors=vectors, wordings=wordings)
     fitting = Fitting(predictor, trained, chosen, names, words)
     with ThreadPoolExecutor(1) as meanwhile:
         compiled = meanwhile.submit(_compile_fit, fitting, matrix)
         images = _embed_photos(predictor, trained, chosen, photos)
         compiled.result()  # passes on what went wrong
-    return fit_embedded(fitting, images, matrix, note)
+    return fit_embedded(fitting, images, matrix, note + unread)
 
 
 class Fitting(NamedTuple):
@@ -229,20 +226,15 @@ def _label_matrix(photos, labels, label_names) -> tuple[tuple[str, ...], np.ndar
     """C names and bool [S, C]."""
     if len(photos) != len(labels):
         raise InputError(f"{len(photos)} support photos but labels for {len(labels)}: give every photo its labels")
-    each = [_texts(names, "a support photo") for names in labels]
+    each = [label_names_of(names, "a support photo") for names in labels]
     given = list(dict.fromkeys(itertools.chain.from_iterable(each)))
-    names = tuple(dict.fromkeys(given if label_names is None else _texts(label_names, "label_names")))
+    names = tuple(dict.fromkeys(given if label_names is None else label_names_of(label_names, "label_names")))
     if not names:
         raise InputError("the support has no label: name at least one, with 1 to 5 photos")
     for name in given:
         if name not in names:
             raise InputError(f"label {name!r} of a support photo is not among the labels {', '.join(names)}")
     return names, np.array([[name in photo for name in names] for photo in each], bool).reshape(len(each), len(names))
-
-
-def _texts(names: str | Iterable[str], where: str) -> list[str]:
-    """One name or several, as ``label_name`` gives them."""
-    return [label_name(name, where) for name in ([names] if isinstance(names, str) else names)]
 
 
 def nearest_shots(predictor: Predictor, per_label: float) -> Trained:
@@ -291,52 +283,6 @@ def _note(predictor: Predictor, trained: Trained, method: str | None, median: fl
     if len(predictor.trained) > 1:
         note += f"; the support has {median:g} per label, {trained.n_shot}-shot is nearest to that"
     return note
-
-
-def _words(predictor: Predictor, trained: Trained, method: Method, names, vectors, wordings) -> np.ndarray | None:
-    """What ``Method.fit`` gets as words."""
-    if not method.needs_words:
-        return None
-    if method.words_from:
-        given = {label_name(name, "wordings"): _texts(texts, name) for name, texts in (wordings or {}).items()}
-        if unknown := [name for name in given if name not in names]:
-            raise InputError(f"wordings has {unknown[0]!r}, which is not among the labels {', '.join(names)}")
-        named = [given.get(name, (name.replace("_", " "),)) for name in names]
-        return inputs.class_mixtures(method.words_from, named, predictor.encoder)
-    return _word_vectors(predictor, names, word_width(trained.stores), vectors)
-
-
-def _word_vectors(predictor: Predictor, names: Sequence[str], dimension: int, vectors) -> np.ndarray:
-    """float32 [C, d_w]: of each label from the first file that has it."""
-    files = [*([Path(vectors)] if vectors else []), *predictor.word_files]
-    found: dict[str, np.ndarray] = {}
-
-    def look_up(file, names):
-        rows = load_word_vectors(file, names, [name.replace("_", " ") for name in names])
-        return dict(zip(names, rows, strict=True))
-
-    for file in files:
-        missing = [name for name in names if name not in found]
-        if not missing:
-            break
-        try:
-            rows = look_up(file, missing)
-        except InputError as error:
-            hint = "name another with --vectors=FILE, rename the label, or use --method=ridge, which needs no words"
-            if file == files[-1]:
-                raise InputError(f"{error}; {hint}") from error
-            rows = {}
-            for name in missing:
-                with contextlib.suppress(InputError):
-                    rows |= look_up(file, [name])
-            if vectors and file == files[0] and not rows:
-                raise
-        for row in rows.values():
-            if len(row) != dimension:
-                wrong = f"vectors of {len(row)} numbers, but the model was trained with {dimension}"
-                raise InputError(f"{file} has {wrong}")
-        found |= rows
-    return np.stack([found[name] for name in names])
 
 
 def _embed_photos(predictor: Predictor, trained: Trained, method: str, photos: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from mlfsic_jax.core.model import BaseModel
 from mlfsic_jax.data import class_words, laso_episodes
 from mlfsic_jax.data.assets import local_weights
 from mlfsic_jax.data.features import Cache, View, open_or_build, usable_splits
-from mlfsic_jax.data.minilm import encode_texts
+from mlfsic_jax.data.minilm import encode_texts, unread_texts
 from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.data.transforms import augment, normalise
 from mlfsic_jax.data.words import default_path, how_to_get, load_word_vectors
@@ -306,6 +306,13 @@ def class_mixtures(
         classes, unknown = class_words.class_vectors_of_words(encoder)
         leave |= unknown
     return class_words.mixtures(means, leave, classes).reshape(len(wordings), -1)
+
+
+def unread(wordings: Sequence[Sequence[str]], encoder: str | Path | clip_text.TextFiles) -> list[bool]:
+    """Whether MiniLM can read no wording of a label whole; other encoders read all, or refuse."""
+    if isinstance(encoder, clip_text.TextFiles) or Path(encoder).is_file():
+        return [False] * len(wordings)
+    return [all(unread_texts(texts, encoder)) for texts in wordings]
 
 
 def vectors_path(config: ConfigDict) -> str:

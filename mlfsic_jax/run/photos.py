@@ -22,9 +22,9 @@ _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 def is_many(photos: Any) -> bool:
     """Whether these are several photos, not a path, an image or an array [H, W, 3]."""
-    if hasattr(photos, "ndim"):  # an array of NumPy, JAX or PyTorch
-        return photos.ndim > 3
-    return not isinstance(photos, (str, os.PathLike, Image.Image))
+    if hasattr(photos, "ndim"):  # an array of NumPy, JAX or PyTorch, or a column of paths
+        return photos.ndim > 3 or photos.ndim == 1
+    return isinstance(photos, Iterable) and not isinstance(photos, (str, os.PathLike, Image.Image))
 
 
 def map_photos(

@@ -52,6 +52,8 @@ def load(
       InputError: the folder holds no model, or files are missing; the message says what to run.
     """
     if path is not None:
+        if quality != "standard":
+            raise InputError(f"quality {quality!r} is of the model out of the box, not of {path}: leave it out")
         return saved.load(path, n_shot)
     if quality not in QUALITIES:
         raise InputError(f"quality {quality!r} is unknown: use one of {', '.join(QUALITIES)}")

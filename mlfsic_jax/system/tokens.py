@@ -13,6 +13,7 @@ class Tokenizer(NamedTuple):
 
     tokenizer: Any  # tokenizers.Tokenizer
     end: int  # the token at the end of every text
+    unknown: int | None  # the token of a word that it has no pieces of
     largest: int  # token
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -40,4 +41,4 @@ def read_tokenizer(path: Path, start: str, end: str, limit: int, get: str) -> To
         tokenizer.post_processor = processors.BertProcessing(last, first)  # the library panics at a damaged one
         tokenizer.no_padding()
         tokenizer.enable_truncation(limit)
-        return Tokenizer(tokenizer, last[1], max(tokenizer.get_vocab().values()))
+        return Tokenizer(tokenizer, last[1], tokenizer.token_to_id("[UNK]"), max(tokenizer.get_vocab().values()))

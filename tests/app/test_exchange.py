@@ -20,9 +20,10 @@ PHOTOS = (
     Marked("deep/b.jpg", (30, 40), (), ("cat",), {"dog": 0.75, "sofa": 0.375}),
     Marked("c.jpg", (20, 20), (), (), {"cat": 0.625, "dog": 0.8125, "sofa": 0.125}),
     Marked("d.jpg", (10, 10), (), (), {}),  # not yet looked at by the model
+    Marked("e.jpg", (10, 10), (), LABELS, {}),  # none of the labels, which somebody said
 )
-DECIDED = {"a.jpg": ["cat"], "deep/b.jpg": []}
-PROPOSED = {"a.jpg": ["cat", "sofa"], "deep/b.jpg": [], "c.jpg": ["cat", "dog"], "d.jpg": []}
+DECIDED = {"a.jpg": ["cat"], "e.jpg": []}
+PROPOSED = {"a.jpg": ["cat", "sofa"], "deep/b.jpg": [], "c.jpg": ["cat", "dog"], "d.jpg": [], "e.jpg": []}
 HOSTILE = (
     *("a|b", "salt, sea", "C#", "x;y", '["cat"]', "{a}", "'quoted'", '"', "0", "1", "nan", "=1+1", "海", "é", "$image"),
     *("file", "labels", "<b>&amp;", "../..", "a\\b", "true"),
@@ -56,17 +57,18 @@ def as_read(root, file, text, photos):
     return {photo.relative_to(root).as_posix(): names for photo, names in labels.items()}
 
 
-def decided(photos, labels):
-    """A photo for each name, with the labels of each list as "yes"."""
-    return [Marked(name, (1, 1), tuple(yes), ("never",), {}) for name, yes in zip(photos, labels, strict=True)]
+def decided(photos, labels, label_names=LABELS):
+    """A photo for each name, with the labels of each list as "yes", or all as "no"."""
+    marks = ((tuple(yes), () if yes else label_names) for yes in labels)
+    return [Marked(name, (1, 1), *each, {}) for name, each in zip(photos, marks, strict=True)]
 
 
 def test_csv_has_a_line_for_each_photo():
     file, media_type, text = content()
     assert (file, media_type) == ("labels.csv", "text/csv; charset=utf-8")
-    assert text == b"file,labels\r\na.jpg,cat\r\ndeep/b.jpg,\r\n"
+    assert text == b"file,labels\r\na.jpg,cat\r\ne.jpg,\r\n"  # of deep/b.jpg two labels are open
     _, _, text = content(proposals=True)
-    assert text == b"file,labels\r\na.jpg,cat|sofa\r\ndeep/b.jpg,\r\nc.jpg,cat|dog\r\nd.jpg,\r\n"
+    assert text == b"file,labels\r\na.jpg,cat|sofa\r\ndeep/b.jpg,\r\nc.jpg,cat|dog\r\nd.jpg,\r\ne.jpg,\r\n"
 
 
 def test_only_csv_with_ambiguous_labels_has_lists():
@@ -94,7 +96,7 @@ def test_names_of_any_characters_are_read_back(tmp_path, kind):
         labels = tuple(rng.permutation(HOSTILE)[: rng.integers(1, 5)].tolist())
         yes = [[name for name in labels if rng.random() < 0.4] for _ in NAMES]
         yes[0] = yes[0] or [labels[0]]  # tables without any label are refused
-        photos = decided(NAMES, yes)
+        photos = decided(NAMES, yes, labels)
         file, _, text = content(photos, kind, label_names=labels, folder="holiday")
         found = as_read(tmp_path / str(case), file, text, photos)
         assert {photo: sorted(names) for photo, names in found.items()} == {
@@ -111,6 +113,7 @@ def test_coco_has_images_annotations_and_categories():
             {"id": 2, "file_name": "deep/b.jpg", "width": 30, "height": 40},
             {"id": 3, "file_name": "c.jpg", "width": 20, "height": 20},
             {"id": 4, "file_name": "d.jpg", "width": 10, "height": 10},
+            {"id": 5, "file_name": "e.jpg", "width": 10, "height": 10},
         ],
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1},
@@ -130,16 +133,17 @@ def test_label_studio_has_annotations_for_decisions_and_predictions_for_proposal
     file, media_type, text = content(kind="label-studio", proposals=True, folder="my holiday")
     assert (file, media_type) == ("label-studio.json", "application/json")
     tasks = json.loads(text)
-    names = ("a.jpg", "deep/b.jpg", "c.jpg", "d.jpg")
+    names = ("a.jpg", "deep/b.jpg", "c.jpg", "d.jpg", "e.jpg")
     assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d=my%20holiday/{n}" for n in names]
     assert [task.get("annotations") for task in tasks] == [
         [{"result": choices("cat")}],
-        [{"result": []}],  # none of the labels, which somebody said
+        None,  # somebody said that it is no cat, and nothing of the others
         None,
         None,
+        [{"result": []}],
     ]
     predictions = [task.get("predictions") for task in tasks]
-    assert predictions[3] is None
+    assert predictions[3:] == [None, None]
     assert [found["result"] for (found,) in predictions[:3]] == [choices("cat", "sofa"), [], choices("cat", "dog")]
     # Of the least certain: sofa 0.875; no dog at its threshold, 1 - 0.75; cat 0.625.
     assert [found["score"] for (found,) in predictions[:3]] == [0.875, 0.25, 0.625]
@@ -182,8 +186,8 @@ def test_what_would_not_be_read_back_is_refused(kind, photo, label, message):
 
 
 def test_an_export_without_decisions_is_refused():
-    with pytest.raises(InputError, match="no photo has a decision yet: decide on one, or export the proposals too"):
-        content(PHOTOS[2:])
+    with pytest.raises(InputError, match="no photo has a label yet, or none of all: decide on one, or export the prop"):
+        content(PHOTOS[1:4])
 
 
 # --- imports
@@ -226,6 +230,12 @@ def test_an_import_of_label_studio_finds_uploads_and_served_photos(read):
     assert skipped == ["'z.jpg' is not among the photos"]
 
 
+def test_predictions_are_found_by_their_paths(read, tmp_path):
+    for start in ("holiday/", "../x/holiday/", f"{tmp_path}/holiday/", "x\\holiday\\"):
+        labels, _, skipped = read("predictions.csv", f"file,labels\n{start}a.jpg,cat\n{start}deep/b.jpg,\n")
+        assert labels == {"a.jpg": ("cat",), "deep/b.jpg": ()} and skipped == []
+
+
 def test_the_name_of_an_import_is_no_path(read):
     assert read("../../x.csv", "file,labels\na.jpg,cat\nA.jpg,dog\n") == ({"a.jpg": ("cat", "dog")}, ["cat", "dog"], [])
 
@@ -239,6 +249,7 @@ def test_the_name_of_an_import_is_no_path(read):
         ("x.csv", b"file,labels\na.jpg,caf\xe9\n", "'x.csv' cannot be read .* save it as CSV in UTF-8"),
         ("x.csv", "file,labels\na.jpg,c\x01t\n", r"'x.csv', line 2: the label 'c\\x01t' contains a line break"),
         ("x.csv", "file,labels\n/etc/a.jpg,cat\n", "line 2: '/etc/a.jpg' must be the path of a photo inside .*holiday"),
+        ("x.csv", "file,labels\nb/z.jpg,cat\n", "no photo of it is in the folder, such as 'b/z.jpg': write paths"),
         ("x.csv", "file,labels\n../a.jpg,cat\n", "'../a.jpg' must be the path of a photo inside .*holiday"),
         ("x.csv", "file,labels\na.jpg,caf\ufffd\n", "'x.csv' is not UTF-8 text: save it in UTF-8"),
         ("x.json", "{", "'x.json' is not valid JSON"),

@@ -185,7 +185,7 @@ def test_clicks_decide_and_an_export_is_read(app, open_page, tmp_path):
     download.value.save_as(app.folder / download.value.suggested_filename)
     labels, names = read_csv(app.folder / "labels.csv")
     found = {path.relative_to(app.folder).as_posix(): given for path, given in labels.items()}
-    assert found == {a: ["cat"], b: [], c: [], d: ["dog"]} and set(names) == {"cat", "dog"}
+    assert found == {a: ["cat"], d: ["dog"]} and set(names) == {"cat", "dog"}  # of the others a label is open
 
     page.click("#undo")
     page.wait_for_selector(".tile:nth-child(4) .main[aria-pressed=true]")

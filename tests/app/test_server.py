@@ -81,6 +81,16 @@ def test_a_folder_is_labelled_and_exported(session, ask, folder, tmp_path):
     assert ask("/api/undo", {})["photos"] == [first["id"]]
     done = ask("/api/import", {"name": "labels.csv", "content": content.decode()})
     assert done["photos"] == 1 and done["labels"] == ["dog"] and done["skipped"] == []
+    assert session.store.decisions() == {first["name"]: {"dog": 1}} and done["changed"] == 0
+    # What is corrected elsewhere is taken over, in one step; labels that the file does not have stay.
+    ask("/api/import", {"name": "a.csv", "content": f"file,labels\n{first['name']},cow\n1.png,cow\n"})
+    corrected = f"file,labels\n{first['name']},\n1.png,cat\nphotos/2.png,cow\n"
+    done = ask("/api/import", {"name": "corrected.csv", "content": corrected})
+    assert done["changed"] == 2 and session.store.decisions() == {
+        **{first["name"]: {"dog": 1, "cat": 0, "cow": 0}, "1.png": {"cat": 1, "cow": 0}, "2.png": {"cow": 1}}
+    }
+    ask("/api/undo", {})
+    ask("/api/undo", {})
     assert session.store.decisions() == {first["name"]: {"dog": 1}}
     session.refit()
     reasons = ask(f"/api/photos/{first['id']}/reasons")
@@ -182,7 +192,7 @@ def test_keywords_go_into_copies(session, ask, tmp_path):
     assert ask("/api/import/keywords", {})["photos"] == 0
     session.collection.path(i).write_bytes((tmp_path / "copies" / "side.jpg").read_bytes())
     assert ask("/api/import/keywords", {}) | {"version": 0} == {
-        **{"version": 0, "photos": 1, "labels": ["hot dog"], "skipped": []}
+        **{"version": 0, "photos": 1, "labels": ["hot dog"], "changed": 0, "skipped": []}
     }
     assert session.store.decisions() == {"side.jpg": {"hot dog": 1}}
     session.collection.path(i).write_bytes(before)

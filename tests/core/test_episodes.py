@@ -61,6 +61,16 @@ def test_eager_jit_and_vmap_give_the_same_episode():
     assert len(np.unique(one_by_one.support, axis=0)) == 3
 
 
+def test_64_bit_types_change_no_episode():
+    expected = sample_episodes(KEY, LABELS, n_episodes=5, n_shot=2, n_query=3)
+    laso = sample_laso_support(KEY, LABELS, n_shot=2)
+    with jax.enable_x64(True):
+        found = sample_episodes(KEY, LABELS, n_episodes=5, n_shot=2, n_query=3)
+        np.testing.assert_array_equal(sample_laso_support(KEY, LABELS, n_shot=2), laso)
+    check(found, LABELS, 2, 3)
+    chex.assert_trees_all_equal(found, expected)
+
+
 def test_many_episodes_are_single_ones_with_folded_keys():
     many = sample_episodes(KEY, LABELS, n_episodes=18, n_shot=2, n_query=3)
     assert many.support.shape == (18, 8) and many.query.shape == (18, 12)

@@ -212,7 +212,7 @@ def test_label_studio_json_min_and_csv(tmp_path):
             lambda tasks: tasks[0]["annotations"][0]["result"][0].update(from_name="sky"),
             r"\['choice', 'sky'\]: .*alone",
         ),
-        (lambda tasks: [task.update(annotations=[]) for task in tasks], "holds no choices"),
+        (lambda tasks: [task.update(annotations=[]) for task in tasks], "no task has an annotation yet: submit some"),
         (lambda tasks: tasks[0].update(data={"text": "a"}), "task 1: one of .* must name the photo"),
         (lambda tasks: tasks[0]["annotations"][0].pop("result"), "task 1 is none of Label Studio's .'result'"),
         (

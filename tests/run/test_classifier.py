@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from mlfsic_jax.core import word_ridge
 from mlfsic_jax.methods import METHODS
-from mlfsic_jax.run import classifier, experiment, inputs, saved
+from mlfsic_jax.run import classifier, experiment, inputs, names, saved
 from mlfsic_jax.run.classifier import fit
 from mlfsic_jax.system.errors import InputError
 from tests.own_photos import BRIEF, FOR_PHOTOS, assert_like_evaluation
@@ -66,7 +66,7 @@ def test_what_lcm_keeps(model, support):
 
 def test_words_of_new_labels(model, support, tmp_path):
     photos = support[0][:2]
-    words = classifier._word_vectors(model, ("kelp", "pine_tree", "sea"), 10, None)
+    words = names._word_vectors(model, ("kelp", "pine_tree", "sea"), 10, None)
     lines = (model.word_files[1]).read_text().splitlines()
     table = {line.split()[0]: np.array(line.split()[1:], float) for line in lines}
     expected = [table["kelp"], (table["pine"] + table["tree"]) / 2, table["sea"]]
@@ -77,13 +77,13 @@ def test_words_of_new_labels(model, support, tmp_path):
 
     mine = tmp_path / "mine.npz"
     np.savez(mine, blob=np.arange(10.0), sea=np.ones(10))
-    words = classifier._word_vectors(model, ("blob", "sea", "kelp"), 10, mine)
+    words = names._word_vectors(model, ("blob", "sea", "kelp"), 10, mine)
     np.testing.assert_allclose(words, [np.arange(10), np.ones(10), table["kelp"]], atol=1e-6)
     with pytest.raises(InputError, match=r"mine.npz has no vector for 1 of the 1 labels: 'kelp'"):
-        classifier._word_vectors(model, ("kelp",), 10, mine)
+        names._word_vectors(model, ("kelp",), 10, mine)
     np.savez(mine, blob=np.ones(3))
     with pytest.raises(InputError, match="vectors of 3 numbers, but the model was trained with 10"):
-        classifier._word_vectors(model, ("blob",), 10, mine)
+        names._word_vectors(model, ("blob",), 10, mine)
 
 
 def test_the_meaning_of_a_name_counts(model, support):

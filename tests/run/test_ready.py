@@ -146,6 +146,34 @@ def test_several_wordings_are_averaged(data_dir, photos):
         mf.fit(model, [], [], label_names=("cat", "pet"), wordings={"Pet": "dog"})
 
 
+def test_a_name_that_the_encoder_cannot_read_needs_photos(data_dir, photos):
+    model = mf.load(data_dir=data_dir)
+    with pytest.raises(InputError, match="the text encoder cannot read the label '猫': give it photos, or an English"):
+        mf.fit(model, [], [], label_names=("猫", "dog"))
+    assert mf.fit(model, [], [], label_names=("猫", "dog"), wordings={"猫": "cat"}).label_names == ("猫", "dog")
+    assert "cannot read 猫: English wordings would help" in mf.fit(model, photos[:2], ["猫", "dog"]).note
+
+
+@pytest.mark.parametrize(
+    ("photos_given", "labels", "options", "message"),
+    [
+        (1, [None], {}, r"None is neither a label nor a list of labels: give \[\] for none"),
+        (1, [float("nan")], {}, "nan is neither a label"),
+        (1, ["cat"], {"wordings": {"cat": []}}, "wordings has none for 'cat'"),
+    ],
+)
+def test_odd_arguments_are_told(data_dir, photos, photos_given, labels, options, message):
+    with pytest.raises(InputError, match=message):
+        mf.fit(mf.load(data_dir=data_dir), photos[:photos_given], labels, **options)
+
+
+def test_a_column_of_paths_is_many_photos(data_dir, photos):
+    few = mf.fit(mf.load(data_dir=data_dir), [], [], label_names=("cat", "dog"))
+    assert few.predict(np.array(photos[:3], object)).probabilities.shape == (3, 2)
+    with pytest.raises(InputError, match="number 1 is NoneType"):
+        few.predict(None)
+
+
 def test_names_are_spelled_one_way(data_dir, photos):
     few = mf.fit(mf.load(data_dir=data_dir), photos[:3], ["cafe\u0301", " caf\u00e9", "cat"])
     assert few.label_names == ("caf\u00e9", "cat")
@@ -237,6 +265,10 @@ def test_names_with_separators_are_written_so_that_they_are_read_back(data_dir, 
         (("--labels=cat = cat |",), "a wording of 'cat' is empty"),
         (("--labels=dog", "--support=support.csv"), "label 'cat' of a support photo is not among the labels dog"),
         (("--labels=cat", "--quality=high"), "needs efficientnet_lite2 in"),
+        (
+            ("--labels=cat", "--quality=high", "--workdir=runs"),
+            "is of the model out of the box, not of runs",
+        ),
     ],
 )
 def test_mistakes_are_one_line(data_dir, photos, tmp_path, monkeypatch, flags, message):

@@ -600,18 +600,21 @@ async function importKeywords() {
   took(await change("api/import/keywords", {}), "keywords");
 }
 
-function took({ photos: n, labels, skipped, version }, source) {
+function took({ photos: n, labels, changed, skipped, version }, source) {
   $("files").hidePopover();
-  const text = `Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${source}`;
+  const other = changed ? `; ${many(changed, "decision")} changed` : "";
+  const text = `Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${source}${other}`;
   if (skipped.length) ask(`${text}; left out:`, skipped);
   else say(text);
   sortWhenFitted = version;
 }
 
 async function writeKeywords() {
-  const { written, out } = await change("api/keywords", { out: $("copies").value, proposals: $("proposals").checked });
+  const { written, out, skipped } = await change("api/keywords", { out: $("copies").value, proposals: $("proposals").checked });
   $("files").hidePopover();
-  say(`Wrote keywords into copies of ${many(written, "photo")} in ${out}`);
+  const text = `Wrote keywords into copies of ${many(written, "photo")} in ${out}`;
+  if (skipped.length) ask(`${text}; left out:`, skipped);
+  else say(text);
 }
 
 // --- what people do
