@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mlfsic_jax.data import usual_policy
 from mlfsic_jax.methods import METHODS
-from mlfsic_jax.run import experiment, inputs
+from mlfsic_jax.run import experiment, inputs, sources
 from mlfsic_jax.run.config import validate
 from mlfsic_jax.run.workdir import episodes_file
 from mlfsic_jax.system import parallel
@@ -112,7 +112,7 @@ class Runs:
             if parallel.is_first():
                 folder.mkdir(parents=True, exist_ok=True)
                 for n, path in files.items():
-                    write_arrays(path, of_method[n], {"config": json.dumps(config.to_dict())})
+                    write_arrays(path, of_method[n], sources.metadata(config))
         return found
 
     def _of_training(self, changes: dict) -> dict:
@@ -123,13 +123,13 @@ class Runs:
 
 
 def read_values(path: Path, config: ConfigDict) -> Values | None:
-    """The content of a file of episodes; None where there is none that was made with these settings."""
+    """The content of a file of episodes; None where there is none that was made with these settings and inputs."""
     try:
         arrays, metadata = read_arrays(path)
-        made_with = _compared(json.loads(metadata["config"]))
+        same = _compared(json.loads(metadata["config"])) == _compared(json.loads(json.dumps(config.to_dict())))
     except (InputError, KeyError):  # one that is missing or damaged is made again
         return None
-    return arrays if made_with == _compared(json.loads(json.dumps(config.to_dict()))) else None
+    return arrays if same and sources.agree(config, metadata.get(sources.KEY)) else None
 
 
 def _compared(fields: dict) -> dict:

@@ -1,7 +1,6 @@
 """The whole run: train, choose on validation labels, evaluate on novel ones."""
 
 import functools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from mlfsic_jax.core.episodes import InfeasibleEpisode, sample_episodes
 from mlfsic_jax.core.metrics import multilabel_metrics
 from mlfsic_jax.data.features import View
 from mlfsic_jax.methods import METHODS, Method, trained_of
-from mlfsic_jax.run import evaluate, inputs, loop
+from mlfsic_jax.run import evaluate, inputs, loop, sources
 from mlfsic_jax.run.checkpoint import Checkpoints
 from mlfsic_jax.run.config import create_methods, lcm_options, validate
 from mlfsic_jax.run.saved import save_for_prediction
@@ -265,7 +264,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, results_in: str 
                     kept = [store for method in methods.values() if not method.control for store in method.stores]
                     kept = {"episodes": {"variables": variables}} | {store: stores[store] for store in kept}
                     save_for_prediction(workdir, run, n_shot, kept)
-                write_arrays(episodes_file(out, n_shot), values, {"config": json.dumps(entry["config"])})
+                write_arrays(episodes_file(out, n_shot), values, sources.metadata(config))
                 write_json(out / "results.json", results)
     print(evaluate.results_table(results))
     print(f"written to {out / 'results.json'} after {time.monotonic() - start:.0f} s")

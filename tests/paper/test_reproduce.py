@@ -20,7 +20,7 @@ from mlfsic_jax.paper import reproduce, runs
 from mlfsic_jax.paper import tables as paper_tables
 from mlfsic_jax.paper.tables import DEFAULT_CONFIGS, Row, Table
 from mlfsic_jax.run import config as defaults
-from mlfsic_jax.run import evaluate, experiment, inputs
+from mlfsic_jax.run import evaluate, experiment, inputs, sources
 from mlfsic_jax.run.workdir import episodes_file
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.files import write_arrays
@@ -149,7 +149,7 @@ def test_a_finished_table_computes_nothing(made, monkeypatch):
     assert written(folder) == before and len(before) > 6
 
 
-def test_other_settings_and_damaged_files_are_not_taken(made, tmp_path):
+def test_other_settings_other_inputs_and_damaged_files_are_not_taken(made, tmp_path, monkeypatch):
     folder, config, *_ = made
     path = episodes_file(folder / "runs" / "base", 1)
     assert runs.read_values(path, config)["base.macro_ap"].shape == (config.eval.episodes,)
@@ -232,7 +232,7 @@ def test_the_usual_policy_may_be_named_or_not(policy, tmp_path, monkeypatch):
     path = tmp_path / "episodes.safetensors"
     usual = config.copy_and_resolve_references()
     usual.data.policy = "leakfree"
-    write_arrays(path, {"a": np.zeros(2)}, {"config": json.dumps(config.to_dict())})
+    write_arrays(path, {"a": np.zeros(2)}, sources.metadata(config))
     assert (runs.read_values(path, usual) is None) == (policy == "exclusive")
 
 

@@ -265,10 +265,7 @@ def test_names_with_separators_are_written_so_that_they_are_read_back(data_dir, 
         (("--labels=cat = cat |",), "a wording of 'cat' is empty"),
         (("--labels=dog", "--support=support.csv"), "label 'cat' of a support photo is not among the labels dog"),
         (("--labels=cat", "--quality=high"), "needs efficientnet_lite2 in"),
-        (
-            ("--labels=cat", "--quality=high", "--workdir=runs"),
-            "is of the model out of the box, not of runs",
-        ),
+        (("--labels=cat", "--quality=high", "--workdir=runs"), "is of the model out of the box, not of runs"),
     ],
 )
 def test_mistakes_are_one_line(data_dir, photos, tmp_path, monkeypatch, flags, message):
