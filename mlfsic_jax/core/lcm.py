@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlfsic_jax.core.functional import binary_cross_entropy, unit
 from mlfsic_jax.core.options import one_of, require
@@ -35,11 +36,16 @@ class LCMOptions:
         require(
             self,
             steps=(isinstance(self.steps, Integral) and self.steps >= 1, "must be a whole number of at least 1"),
-            step_size=(self.step_size >= 0, "must be at least 0"),
-            momentum=(0 <= self.momentum <= 1, "must be in [0, 1]"),
+            step_size=(_within(self.step_size, 0), "must be at least 0"),
+            momentum=(_within(self.momentum, 0, 1), "must be in [0, 1]"),
             score_scaling=one_of(self.score_scaling, SCORE_SCALINGS),
             selection=one_of(self.selection, SELECTIONS),
         )
+
+
+def _within(value, low: float, high: float = np.inf) -> bool:
+    """Whether a number is in a range; one that is traced is not known yet."""
+    return isinstance(value, jax.core.Tracer) or low <= value <= high
 
 
 class LCMSelection(NamedTuple):
@@ -217,6 +223,8 @@ def _check_shapes(local_features, labels, label_embeddings, projection):
     d = n if projection is None else jnp.shape(projection)[-1:]
     if local_features.ndim != 4:
         raise ValueError(f"local_features must be [S, h, w, n], not {local_features.shape}")
+    if 0 in local_features.shape:
+        raise ValueError(f"local_features [S, h, w, n] = {local_features.shape} hold no number")
     if labels.ndim != 2 or labels.shape[0] != s:
         raise ValueError(f"labels must be [S, C] with S = {s} as in local_features, not {labels.shape}")
     if projection is not None and (jnp.ndim(projection) != 2 or jnp.shape(projection)[:1] != n):

@@ -23,7 +23,7 @@ import numpy as np
 
 from mlfsic_jax.data.photo_files import why_unsupported
 from mlfsic_jax.data.transforms import decode_photo
-from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.errors import DamagedCopy, InputError
 from mlfsic_jax.system.files import atomic, lock, sha256
 from mlfsic_jax.system.progress import track
 from mlfsic_jax.system.untrusted import expand, reported, shown
@@ -31,6 +31,7 @@ from mlfsic_jax.system.untrusted import expand, reported, shown
 _VERSION, _TFDS_SPLIT = "1.1.0", "images"
 _TABLE_FILE, _PART_FILE = "table.npz", "photos.json"
 _PART_SIZE = 4096  # photos
+_OWN = ("folder",)  # whose source is what it is: a copy of another folder does not stand in for it
 _READERS = 4
 
 
@@ -90,19 +91,22 @@ def open_or_prepare(
         raise InputError(f"prepared_dir is empty: give a folder for a copy of the photos of {name}")
     root = expand(prepared_dir) / f"{name}_photos"
     path = expand(source) if source else None
-    if path is None or not path.exists():
+    if path is None or (not path.exists() and name not in _OWN):
         copy = _only_copy(name, path, root, layout)
         note = f"The source folder {path or '(none given)'} is absent: using the prepared copy {copy}."
         print(note, file=sys.stderr, flush=True)
         table = _read_table(copy)
         return table._replace(notes=np.array([*table.notes, note]))
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; {layout}")
     scanned = scan(path)
     copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION
     if not (copy / _TABLE_FILE).is_file():
         contents = scanned.read()
         waiting_for = f"another process that prepares {name} in {root}"
         cannot = f"the prepared copy of {name} cannot be made under {root}"
-        with reported(cannot, "make room, or set another folder", OSError), lock(root / ".lock", waiting_for):
+        errors = (OSError, RuntimeError)  # the second of array_record
+        with reported(cannot, "make room, or set another folder", errors), lock(root / ".lock", waiting_for):
             if not (copy / _TABLE_FILE).is_file():  # another process may have made it meanwhile
                 _prepare(name, contents, copy)
     return _read_table(copy)
@@ -111,7 +115,7 @@ def open_or_prepare(
 def is_available(name: str, source: str | os.PathLike[str] | None, prepared_dir: str | os.PathLike[str]) -> bool:
     """Whether ``open_or_prepare`` has something to start from: the source folder or a prepared copy."""
     copies = (expand(prepared_dir) / f"{name}_photos").glob(f"*/{_VERSION}/{_TABLE_FILE}")
-    return bool(source and expand(source).exists()) or any(copies)
+    return bool(source and expand(source).exists()) or (any(copies) and not (source and name in _OWN))
 
 
 def digest(parts: Sequence[Any]) -> str:
@@ -328,9 +332,14 @@ def _only_copy(name: str, source: pathlib.Path | None, root: pathlib.Path, layou
     raise InputError(f"{missing}, and there are several prepared copies: {listing}. Give the source, or keep one")
 
 
-def _damaged(copy: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _damaged(copy: pathlib.Path) -> Iterator[None]:
     """Reports any error: array_record, protobuf, zipfile, zlib and NumPy all raise their own for damaged files."""
-    return reported(f"the prepared copy {copy} is damaged", "delete that folder, and it is prepared anew")
+    try:
+        with reported(f"the prepared copy {copy} is damaged", "delete that folder, and it is prepared anew"):
+            yield
+    except InputError as error:
+        raise DamagedCopy(str(error)) from error
 
 
 def _read_table(copy: pathlib.Path) -> Copy:

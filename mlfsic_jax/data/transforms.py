@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.errors import DamagedCopy, InputError
 from mlfsic_jax.system.untrusted import reason
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
@@ -118,12 +118,17 @@ class PhotoBatch(NamedTuple):
 
 
 def read_batch(read: Callable[[Any], np.ndarray], items: Sequence[Any], size: int, batch: int) -> PhotoBatch:
-    """Reads at most ``batch`` photos. ``read`` turns an item into uint8 [H, W, 3], or raises ``InputError``."""
+    """Reads at most ``batch`` photos. ``read`` turns an item into uint8 [H, W, 3], or raises ``InputError``.
+
+    ``DamagedCopy`` is passed on: that the photo cannot be read is then not the photo's fault.
+    """
     pixels, errors = np.zeros((batch, size, size, 3), np.uint8), []
     for i, item in enumerate(items):
         try:
             pixels[i] = resize(read(item), size)
             errors.append(None)
+        except DamagedCopy:
+            raise
         except InputError as error:
             errors.append(error)
     return PhotoBatch(pixels, errors)

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message is one line that names the file, field or label and says what to do.
     """
+
+
+class DamagedCopy(InputError):
+    """A copy that the program made is damaged: no photo of the user's is to blame, or to be left out."""

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mlfsic_jax.system.command import SIGNALS, defer_signals
+from mlfsic_jax.system.errors import InputError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AXIS = "devices"
@@ -44,7 +45,11 @@ def start() -> None:
     and JAX_PROCESS_ID.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        number, process = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        number, process = (os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        if not (number.isdecimal() and process.isdecimal() and int(process) < int(number)):
+            given = f"JAX_NUM_PROCESSES={number} JAX_PROCESS_ID={process}"
+            raise InputError(f"JAX_COORDINATOR_ADDRESS is set, with {given}: give a process from 0 to n-1 of n")
+        number, process = int(number), int(process)
         jax.distributed.initialize(num_processes=number, process_id=process)
     # Not SLURM_NTASKS, which a shell in an allocation has too: alone there, a process would wait for others.
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):

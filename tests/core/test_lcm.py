@@ -374,11 +374,22 @@ def test_works_inside_shard_map(selected):
     np.testing.assert_array_equal(jax.jit(mapped)(features, labels, words).keep, selected.keep)
 
 
+def test_numbers_may_be_traced():
+    features, labels, words, _ = case()
+    numbers = {"step_size": 0.5, "momentum": 0.9, "threshold": 0.6}
+    plain = lcm_select(features, labels, words, **numbers)
+    traced = jax.jit(lambda numbers: lcm_select(features, labels, words, **numbers))(numbers)
+    np.testing.assert_allclose(traced.score, plain.score, atol=1e-5)  # another program
+    slope = jax.grad(lambda x: lcm_select(features, labels, words, step_size=x).score.sum())(0.5)
+    assert np.isfinite(slope) and slope != 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"local_features": np.zeros((S, H * W, N))}, r"local_features must be \[S, h, w, n\]"),
         ({"local_features": np.float32(0)}, r"local_features must be \[S, h, w, n\]"),
+        ({"local_features": np.zeros((S, 0, W, N))}, r"local_features .* hold no number"),
         ({"labels": np.zeros((S + 1, C))}, r"labels must be \[S, C\] with S = 5"),
         ({"labels": np.zeros(S)}, r"labels must be \[S, C\]"),
         ({"label_embeddings": np.zeros((C, N + 1))}, "give projection"),

@@ -10,7 +10,7 @@ import pytest
 
 from mlfsic_jax import data
 from mlfsic_jax.data import folder
-from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.errors import DamagedCopy, InputError
 from tests.made_up import save_photo, write_instances
 
 LABELS = ["cat", "dog", "boat"]
@@ -436,3 +436,22 @@ def test_a_photo_that_was_replaced_by_one_of_the_same_size_is_another(tmp_path):
     after = load()
     assert after.fingerprint != before.fingerprint
     assert (after.load_image(0) != before.load_image(0)).any()
+
+
+def test_a_copy_of_another_folder_does_not_stand_in_for_one_that_is_not_there(tmp_path):
+    save_photos(tmp_path / "mine", *(f"{label}/{i}.png" for label in ("a", "b", "c", "d", "e", "f") for i in range(12)))
+    fields = {"name": "folder", "split": "auto", "seed": 0, "policy": "", "prepared_dir": str(tmp_path / "prepared")}
+
+    def load(source):
+        config = types.SimpleNamespace(source=source and str(source), image_size=32, **fields)
+        return data.is_available(config), data.load(config)
+
+    _, first = load(tmp_path / "mine")
+    with pytest.raises(InputError, match="typo: no such folder"):
+        load(tmp_path / "typo")
+    assert not data.is_available(types.SimpleNamespace(source=str(tmp_path / "typo"), **fields))
+    assert load(None)[1].fingerprint == first.fingerprint
+    (records,) = tmp_path.glob("prepared/folder_photos/*/*/part_00000/*.array_record*")
+    records.write_bytes(b"")
+    with pytest.raises(DamagedCopy, match="delete that folder"):
+        load(None)[1].load_image(0)

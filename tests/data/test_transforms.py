@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlfsic_jax.data import transforms
-from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.errors import DamagedCopy, InputError
 
 
 def encode(image, kind, **options):
@@ -248,6 +248,14 @@ def test_a_batch_is_filled_up_and_errors_stay_in_their_places():
     pixels, errors = transforms.read_batch(read, [0, 1, 2], size=4, batch=5)
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 0, 20, 0, 0])
     assert pixels.shape == (5, 4, 4, 3) and [str(error) for error in errors] == ["None", "photo 1 is damaged", "None"]
+
+
+def test_what_is_no_photos_fault_stops_a_batch():
+    def read(_):
+        raise DamagedCopy("the prepared copy is damaged")
+
+    with pytest.raises(DamagedCopy):
+        transforms.read_batch(read, [0], size=4, batch=1)
 
 
 # --- normalisation and augmentation

@@ -17,6 +17,8 @@ import time
 import numpy as np
 import pytest
 
+from mlfsic_jax.system import parallel
+from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.parallel import cores, prefetch, prefetch_batches
 from tests.conftest import UNOPTIMISED
 from tests.tiny import TINY, share_compiled
@@ -157,6 +159,16 @@ def assert_close(actual, expected, where):
     else:
         # The calibration's optimiser stops when its loss hardly falls.
         np.testing.assert_allclose(actual, expected, atol=1e-3 if "calibration" in where else 1e-6, err_msg=where)
+
+
+@pytest.mark.parametrize(("number", "process"), [(None, "0"), ("two", "0"), ("2", "5"), ("2", None)])
+def test_a_run_of_several_that_is_described_in_part_is_refused(monkeypatch, number, process):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    for name, value in (("JAX_NUM_PROCESSES", number), ("JAX_PROCESS_ID", process)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="JAX_COORDINATOR_ADDRESS is set, with JAX_NUM_PROCESSES="):
+        parallel.start()
 
 
 def start_two(workdir, cache, **fields):
