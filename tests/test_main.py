@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
         (["--config=configs/absent.py"], "configs/absent.py"),
         (["--config=configs/voc.py:gpu"], "no variant 'gpu': choose one of cpu, anchored, deploy, "),
         (["--config=configs/demo.py", "extra"], "unexpected argument 'extra'"),
+        (["--config=configs/demo.py", "--config.shots=1", "--config.shots=5"], "config.shots is given twice"),
         ([], "--config is missing"),
     ],
 )

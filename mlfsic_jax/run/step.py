@@ -59,10 +59,11 @@ def create_optimizer(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``."""
-    after = optax.constant_schedule(learning_rate)
+    rate = optax.constant_schedule(learning_rate)
     if schedule == "cosine":
-        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
-    rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
+        rate = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    if warmup_steps:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), rate], [warmup_steps])
     # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
     return optax.adam(lambda count: rate(count + 1)), rate
 
