@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[1]
         (["--config=configs/voc.py:gpu"], "no variant 'gpu': choose one of cpu, anchored, deploy, "),
         (["--config=configs/demo.py", "extra"], "unexpected argument 'extra'"),
         (["--config=configs/demo.py", "--config.shots=1", "--config.shots=5"], "config.shots is given twice"),
+        (
+            ["--config=configs/demo.py", *["--config.seed", "5", "--config.eval.n_query", "5", "--config.gpu", "5"]],
+            "gpu",
+        ),
         ([], "--config is missing"),
     ],
 )

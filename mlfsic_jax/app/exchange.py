@@ -73,8 +73,7 @@ def export(
             raise InputError(f"the label {shown(name)} has spaces around it, or accents in pieces: rename it")
     if kind == "label-studio-config":
         return *KINDS[kind], iter([label_studio.prepare(label_names, (), ".").config.encode()])
-    # A photo without a label means that it has none; only some said no leave that open.
-    chosen = [photo for photo in photos if proposals or photo.yes or len(photo.no) == len(label_names) > 0]
+    chosen = [photo for photo in photos if proposals or _is_told(photo, label_names)]
     if not chosen:
         raise InputError("no photo has a label yet, or none of all: decide on one, or export the proposals too")
     for photo in chosen:
@@ -86,7 +85,7 @@ def export(
         lines = [json.dumps(_coco(rows, label_names))]
     else:
         label_studio.prepare(label_names, (), ".")  # refuses what its configuration could not have
-        lines = [json.dumps([_task(row, folder, len(label_names)) for row in rows])]
+        lines = [json.dumps([_task(row, folder, label_names) for row in rows])]
     return *KINDS[kind], _encoded(lines)
 
 
@@ -127,6 +126,11 @@ def _check_name(name: str, kind: str) -> None:
         raise InputError(f"photo {shown(name)}: it would be read as a path on a Windows machine: rename the photo")
 
 
+def _is_told(photo: Marked, label_names: Sequence[str]) -> bool:
+    """Whether its confirmed labels say what it shows: none of them means that it has none, not that some are open."""
+    return bool(photo.yes) or len(photo.no) == len(label_names) > 0
+
+
 def _row(photo: Marked, label_names: Sequence[str], thresholds: Mapping[str, float]) -> _Row:
     """``thresholds``: none where proposals are not asked for."""
     known = {name: p for name, p in photo.proposed.items() if name in thresholds}
@@ -156,10 +160,10 @@ def _coco(rows: Sequence[_Row], label_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _task(row: _Row, folder: str, n_labels: int) -> dict[str, Any]:
+def _task(row: _Row, folder: str, label_names: Sequence[str]) -> dict[str, Any]:
     photo = row.photo
     address = label_studio.address(f"{folder}/{photo.name}" if folder else photo.name)
-    decided = photo.yes if photo.yes or len(photo.no) == n_labels else None
+    decided = photo.yes if _is_told(photo, label_names) else None
     proposed = None if row.score is None else label_studio.prediction(row.labels, row.score, "app")
     return label_studio.task(address, decided, proposed)
 

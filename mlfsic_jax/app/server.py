@@ -257,10 +257,11 @@ def _take(session: Session, labels, names, corrects: bool = False) -> dict[str, 
     store, found = session.store, {(photo, name): 1 for photo, given in labels.items() for name in given}
     for name in names:
         store.name_label(name)
+    decided = {photo: store.decided(photo) for photo in labels}
     for photo, given in labels.items() if corrects else ():
-        decided = store.decided(photo)
-        found |= {(photo, name): 0 for name in names if name not in given and (decided.get(name) or not given)}
-    changed = sum(store.decided(photo).get(name, value) != value for (photo, name), value in found.items())
+        former = decided[photo]
+        found |= {(photo, name): 0 for name in names if name not in given and (former.get(name) or not given)}
+    changed = sum(decided[photo].get(name, value) != value for (photo, name), value in found.items())
     store.decide((photo, name, value) for (photo, name), value in found.items())
     session.changed()
     return {"version": store.version, "photos": len(labels), "labels": list(names), "changed": changed}

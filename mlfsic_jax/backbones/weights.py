@@ -228,7 +228,7 @@ def to_variables(
 def _shapes(module: nn.Module, image_size: int) -> tuple[Any, dict[str, Any]]:
     """Shapes and dtypes of a module's output and variables.
 
-    Compiling and running a ResNet's initialiser would take a dozen seconds, and tracing it takes half a one.
+    Compiling and running a ResNet's initialiser would take a dozen seconds, and tracing it takes half a second.
     """
     image = getattr(module, "example", jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     return jax.eval_shape(module.init_with_output, jax.random.key(0), image)

@@ -51,11 +51,7 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
     """
     if isinstance(texts, str):
         raise InputError(f"encode_texts takes a list of texts: give [{shown(texts)}]")
-    folder = expand(folder)
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
-    params, n_layers, n_heads, tokenizer, limit = _open(folder, *_stamps(folder))
+    params, n_layers, n_heads, tokenizer, limit = _opened(folder)
     tokens, vectors = tokenizer.encode(texts), np.empty((len(texts), params[_WORDS].shape[1]), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch_size):
@@ -63,25 +59,29 @@ def encode_texts(texts: Sequence[str], folder: str | os.PathLike[str], batch_siz
         ids, lengths = _pad([tokens[row] for row in rows], limit)
         vectors[rows] = np.asarray(_encode(params, ids, lengths, n_layers, n_heads))[: len(rows)]
     if not np.isfinite(vectors).all():
-        why = "is damaged (it gives NaN or infinity)"
-        raise InputError(f"{folder / 'model.safetensors'} {why}: delete it and {_get(folder)}")
+        file, why = expand(folder) / "model.safetensors", "is damaged (it gives NaN or infinity)"
+        raise InputError(f"{file} {why}: delete it and {_get(file.parent)}")
     return vectors
 
 
 def unread_texts(texts: Sequence[str], folder: str | os.PathLike[str]) -> list[bool]:
     """Whether a text has signs or words that the encoder does not know, such as most of those in other scripts."""
-    folder = expand(folder)
-    *_, tokenizer, _ = _open(folder, *_stamps(folder))
+    *_, tokenizer, _ = _opened(folder)
     return [tokenizer.unknown in tokens for tokens in tokenizer.encode(texts)]
-
-
-def _stamps(folder: pathlib.Path) -> list:
-    return [stamp(folder / name) for name in (*FILES, "config.json")]
 
 
 def _get(folder: pathlib.Path) -> str:
     to = f" --data_dir={folder.parent}" if folder.name == "minilm" and str(folder.parent) != "data" else ""
     return f"get it with python -m mlfsic_jax.fetch minilm{to}, or name another folder with all-MiniLM-L6-v2"
+
+
+def _opened(folder: str | os.PathLike[str]) -> tuple[dict[str, jax.Array], int, int, Tokenizer, int]:
+    """``_open`` of the folder as it is now; errors as of ``encode_texts``."""
+    folder = expand(folder)
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"the folder {folder} of the text encoder has no {name}: {_get(folder)}")
+    return _open(folder, *(stamp(folder / name) for name in (*FILES, "config.json")))
 
 
 @functools.lru_cache(maxsize=1)  # labels are named one after the other

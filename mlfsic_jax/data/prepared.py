@@ -97,7 +97,7 @@ def open_or_prepare(
         print(note, file=sys.stderr, flush=True)
         table = _read_table(copy)
         return table._replace(notes=np.array([*table.notes, note]))
-    if not path.is_dir():
+    if not path.exists():
         raise InputError(f"{path}: no such folder; {layout}")
     scanned = scan(path)
     copy = root / f"{scanned.title}-{scanned.digest[:12]}" / _VERSION

@@ -107,7 +107,7 @@ def odd_labels(names: Sequence[str]) -> Iterator[str]:
 
 # --- kinds of files
 
-_CSV = ("save it as CSV in UTF-8", _MAX_FIELD)
+_CSV = ("save it as CSV in UTF-8, with several labels as a|b", _MAX_FIELD)
 
 
 def _csv(path: pathlib.Path) -> _Rows:

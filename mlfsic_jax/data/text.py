@@ -64,10 +64,8 @@ def csv_rows(path: pathlib.Path, hint: str, longest: int, delimiter: str = ",") 
             if not columns and is_separator_line(row[0]):
                 continue
             if columns and len(row) != len(columns):
-                way = f"quote a field with {delimiter!r} in it, and write several labels as a|b"
-                raise InputError(
-                    f"{where}: expected {len(columns)} fields, as the first line has, not {len(row)}: {way}"
-                )
+                expected = f"expected {len(columns)} fields, as the first line has, not {len(row)}"
+                raise InputError(f"{where}: {expected}: {hint}")
             columns = columns or row
             yield where, row
         if not columns:

@@ -21,7 +21,7 @@ from mlfsic_jax.report import figures
 from mlfsic_jax.run import evaluate, inputs, saved
 from mlfsic_jax.run.experiment import novel_key
 from mlfsic_jax.run.explain import THRESHOLD, strongest_matches
-from mlfsic_jax.system.errors import InputError
+from mlfsic_jax.system.errors import DamagedCopy, InputError
 
 _FIRST = 20  # episodes are picked among the first ones of the test: drawing one means drawing those before it
 _LABELS = 6  # of an episode that the page shows
@@ -84,9 +84,13 @@ def photo_loader(config: ml_collections.ConfigDict, n_images: int) -> tuple[Imag
     if len(images) > n_images:  # the run left out photos that cannot be read
         every, images = images, []
         for i in every:
-            with contextlib.suppress(InputError):
+            try:
                 dataset.load_image(int(i))
                 images.append(i)
+            except DamagedCopy:
+                raise
+            except InputError:
+                continue  # the run left it out as well
     return dataset, lambda row: dataset.load_image(int(images[row]))
 
 

@@ -27,14 +27,14 @@ def words_of(
     trained: Trained,
     method: Method,
     names: Sequence[str],
-    shown: np.ndarray,
+    has_photo: np.ndarray,
     *,
     vectors: str | os.PathLike[str] | None,
     wordings: Mapping[str, str | Sequence[str]] | None,
 ) -> tuple[np.ndarray | None, str]:
     """What ``Method.fit`` gets as words, None for nothing, and what a note about the fit has to add.
 
-    ``shown``, bool [C], says which labels have a photo; ``vectors`` and ``wordings`` are those of ``classifier.fit``,
+    ``has_photo``, bool [C], is of the labels; ``vectors`` and ``wordings`` are those of ``classifier.fit``,
     with its errors.
     """
     if not method.needs_words:
@@ -47,12 +47,13 @@ def words_of(
     if empty := [name for name, texts in given.items() if not texts]:
         raise InputError(f"wordings has none for {empty[0]!r}: give one, or leave it out")
     each = [given.get(name) or [name.replace("_", " ")] for name in names]
-    unread = [name for name, not_read in zip(names, inputs.unread(each, predictor.encoder), strict=True) if not_read]
-    for name in (name for name, has_photo in zip(names, shown, strict=True) if name in unread and not has_photo):
-        # By its name alone it would get the probabilities of any other such label.
-        how = f'give it photos, or an English wording: --labels="{name} = cat", wordings={{"{name}": "cat"}}'
-        raise InputError(f"the text encoder cannot read the label {name!r}: {how}")
-    note = f"; the text encoder cannot read {', '.join(unread)}: English wordings would help" if unread else ""
+    unread = np.array(inputs.unread(each, predictor.encoder))
+    # By its name alone such a label would get the probabilities of any other one.
+    for c in np.flatnonzero(unread & ~has_photo):
+        how = f'give it photos, or an English wording: --labels="{names[c]} = cat", wordings={{"{names[c]}": "cat"}}'
+        raise InputError(f"the text encoder cannot read the label {names[c]!r}: {how}")
+    listed = ", ".join(names[c] for c in np.flatnonzero(unread))
+    note = f"; the text encoder cannot read {listed}: English wordings would help" if listed else ""
     return inputs.class_mixtures(method.words_from, each, predictor.encoder), note
 
 

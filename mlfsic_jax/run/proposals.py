@@ -19,7 +19,7 @@ class Fitted(NamedTuple):
     """What the decisions say about all N photos."""
 
     label_names: tuple[str, ...]  # C names
-    probabilities: np.ndarray  # float32 [N, C]
+    probabilities: np.ndarray  # float32 [N, C]; NaN for photos without features
     support: np.ndarray  # int [S], the photos that the fit looked at
     decided: np.ndarray  # float32 [S, C]: 1, 0, or NaN for undecided
     left_out: np.ndarray  # float32 [S, C], probabilities of the support photos, each by a fit without it

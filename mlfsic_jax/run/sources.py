@@ -1,7 +1,6 @@
 """What a run reads, told apart without reading it: whether results that lie in files are of the inputs of today."""
 
 import functools
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mlfsic_jax.backbones import weights
+from mlfsic_jax.data.prepared import digest
 from mlfsic_jax.run import inputs
 from mlfsic_jax.system.files import sha256, stamp
 from mlfsic_jax.system.untrusted import expand
@@ -27,19 +27,17 @@ def sources(config: ConfigDict) -> dict[str, str]:
     Files of a folder of photos count by names, sizes and times, so that it may be moved. A copy of a published dataset
     is that dataset.
     """
-    found, folder = {}, expand(config.data.source) if config.data.source else None
-    if config.data.name == "folder" and folder and folder.is_dir():
+    found, folder, split = {}, expand(config.data.source), expand(config.data.split)
+    if config.data.name == "folder" and config.data.source and folder.is_dir():
         files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
-        listed = sorted((os.fsencode(path.relative_to(folder)).hex(), stamp(path)) for path in files)
-        found["data"] = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    for split in (expand(config.data.split), *([folder / config.data.split] if folder else [])):
-        if config.data.split and split.is_file():
-            found["split"] = _hash(split, stamp(split))
+        found["data"] = digest(sorted((os.fsencode(path.relative_to(folder)), stamp(path)) for path in files))
+    if split.is_file():
+        found["split"] = sha256(split)
     path = inputs.weights_path(config)
-    files = weights.weights_files(path) if path else ()
-    if files and all(file.is_file() for file in files):
-        found["weights"] = " ".join(_hash(file, stamp(file)) for file in files)
-    if config.labels.embedding != "dataset" and (written := stamp(Path(inputs.vectors_path(config)))):
+    stamps = tuple(map(stamp, weights.weights_files(path))) if path else ()
+    if stamps and None not in stamps:
+        found["weights"] = _weights_hash(path, stamps)
+    if config.labels.embedding != "dataset" and (written := stamp(inputs.vectors_path(config))):
         found["vectors"] = " ".join(map(str, written))
     return found
 
@@ -53,5 +51,5 @@ def agree(config: ConfigDict, stored: str | None) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash(path: Path, _) -> str:
-    return sha256(path)
+def _weights_hash(path: str, _) -> str:
+    return weights.weights_hash(path)

@@ -71,10 +71,9 @@ def prepare_jax(cache_dir: str | os.PathLike[str] | None = None) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     if cache_dir is not None:
         compiled = expand(cache_dir).absolute() / "compiled"
-        try:
-            compiled.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            print(f"compiled programs are not kept: {compiled}: {error.strerror}", file=sys.stderr, flush=True)
+        there = next(place for place in (compiled, *compiled.parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):  # it is made when there is something to keep
+            print(f"compiled programs are not kept: {there} cannot be written", file=sys.stderr, flush=True)
             return
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # most here take less than JAX's 1.0

@@ -46,9 +46,10 @@ def parse(argv: list[str]) -> list[str]:
         _CONFIG.value.lock()  # ml_collections reports an unreadable file only on access
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
-        given = collections.Counter(argument.partition("=")[0].removeprefix("--config.") for argument in argv[1:])
-        for name in (name for name, times in given.items() if times > 1 and not name.startswith("-")):
-            if isinstance(operator.attrgetter(name)(_CONFIG.value), tuple):  # others are replaced, these get longer
+        fields = (argument.partition("=")[0] for argument in argv if argument.startswith("--config."))
+        for flag, times in collections.Counter(fields).items():
+            name = flag.removeprefix("--config.")
+            if times > 1 and isinstance(operator.attrgetter(name)(_CONFIG.value), tuple):  # it would get longer
                 raise ValueError(f"config.{name} is given twice: give it once, with all its values")
     except (flags.Error, ValueError, OSError, KeyError, AttributeError, TypeError, SyntaxError) as error:
         # ml_collections quotes a traceback of its own; its last line is the reason.

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import erf
 
 from mlfsic_jax.data.encoders import encode_labels
-from mlfsic_jax.data.minilm import _encode, _read_params, encode_texts
+from mlfsic_jax.data.minilm import _encode, _read_params, encode_texts, unread_texts
 from mlfsic_jax.data.voc import DISPLAY_NAMES, LABEL_NAMES
 from mlfsic_jax.data.words import load_word_vectors
 from mlfsic_jax.label_embeddings import main
@@ -233,6 +233,8 @@ def test_missing_and_damaged_files_are_one_line(copied, tmp_path):
     refused("data/minilm", "folder data/minilm of the text encoder has no model.safetensors: get it with python -m "
             "mlfsic_jax.fetch minilm, or name another folder")  # fmt: skip
     refused(tmp_path / "minilm", f"python -m mlfsic_jax.fetch minilm --data_dir={tmp_path}, or")
+    with pytest.raises(InputError, match="of the text encoder has no model.safetensors: get it with"):
+        unread_texts(["dog"], tmp_path / "minilm")
     whole = (copied / "model.safetensors").read_bytes()
     for content in (b"", b"version https://git-lfs.github.com/spec/v1\n", whole[:100], whole[:-4]):
         (copied / "model.safetensors").write_bytes(content)

@@ -15,7 +15,7 @@ def test_results_agree_with_the_inputs_that_they_were_made_from(tmp_path):
     for file, text in ((weights, "w"), (vectors, "cat 1"), (photos / "split.json", "{}")):
         file.write_text(text)
     config = defaults.default()
-    config.data.name, config.data.source, config.data.split = "folder", str(photos), "split.json"
+    config.data.name, config.data.source, config.data.split = "folder", str(photos), str(photos / "split.json")
     config.backbone_weights, config.labels.vectors = str(weights), str(vectors)
     config.labels.embedding = "glove"
 

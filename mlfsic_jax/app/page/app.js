@@ -603,16 +603,18 @@ async function importKeywords() {
 function took({ photos: n, labels, changed, skipped, version }, source) {
   $("files").hidePopover();
   const other = changed ? `; ${many(changed, "decision")} changed` : "";
-  const text = `Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${source}${other}`;
-  if (skipped.length) ask(`${text}; left out:`, skipped);
-  else say(text);
+  tell(`Read ${many(n, "photo")} and ${many(labels.length, "label")} from ${source}${other}`, skipped);
   sortWhenFitted = version;
 }
 
 async function writeKeywords() {
   const { written, out, skipped } = await change("api/keywords", { out: $("copies").value, proposals: $("proposals").checked });
   $("files").hidePopover();
-  const text = `Wrote keywords into copies of ${many(written, "photo")} in ${out}`;
+  tell(`Wrote keywords into copies of ${many(written, "photo")} in ${out}`, skipped);
+}
+
+/** Says what was done, and a line for everything that was left out. */
+function tell(text, skipped) {
   if (skipped.length) ask(`${text}; left out:`, skipped);
   else say(text);
 }
