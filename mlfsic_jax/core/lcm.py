@@ -186,9 +186,14 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
 
 def _over_images(f, *arrays, at_once: int | None = None):
     """``jax.vmap(f)(*arrays)``; on a CPU in parts that fit its cache, ``at_once`` images each, or one by one."""
-    return jax.lax.platform_dependent(
-        *arrays, cpu=lambda *arrays: jax.lax.map(lambda one: f(*one), arrays, batch_size=at_once), default=jax.vmap(f)
-    )
+
+    def in_parts(*arrays):
+        if at_once is not None:
+            return jax.lax.map(lambda one: f(*one), arrays, batch_size=at_once)
+        # Unrolled, since XLA shares independent operations among cores, but not the iterations of a loop.
+        return jax.lax.scan(lambda _, one: (None, f(*one)), None, arrays, unroll=8)[1]
+
+    return jax.lax.platform_dependent(*arrays, cpu=in_parts, default=jax.vmap(f))
 
 
 def select_positions(score, threshold, *, scale: float = 10.0, score_scaling: str = "minmax"):
