@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlfsic_jax.backbones._layers import DepthwiseConv, batch_norm, conv
+from mlfsic_jax.backbones._layers import DepthwiseConv, StemConv, batch_norm, conv
 from mlfsic_jax.backbones.mobilenet import _round_channels
 
 # Table 1 of the paper: expansion, output channels, repeats, stride of the first repeat, side of the kernel.
@@ -85,7 +85,7 @@ class EfficientNetLite(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             return nn.relu6(batch_norm(train, name, self.axis_name, epsilon=_EPSILON)(x))
 
-        x = norm(_same(conv(_STEM, 3, stride=2, name="conv__stem"), images, 2), "bn1")
+        x = norm(_same(StemConv(_STEM, 3, 2, name="conv__stem"), images, 2), "bn1")
         for name, *sizes in self._blocks():
             x = Block(*sizes, self.axis_name, name=name)(x, train)
         return norm(conv(self.last_features, 1, name="conv__head")(x), "bn2")

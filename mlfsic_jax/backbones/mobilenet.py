@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from mlfsic_jax.backbones._layers import DepthwiseConv, batch_norm, conv
+from mlfsic_jax.backbones._layers import DepthwiseConv, StemConv, batch_norm, conv
 
 # Table 2 of the paper: expansion, output channels, repeats, stride of the first repeat.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -17,10 +17,8 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _conv_bn_relu6(
-    x: jax.Array, features: int, kernel: int, train: bool, name: str, axis_name: str | None, *, stride: int = 1
-) -> jax.Array:
-    x = conv(features, kernel, stride=stride, name=f"{name}_0")(x)
+def _conv_bn_relu6(x: jax.Array, features: int, train: bool, name: str, axis_name: str | None) -> jax.Array:
+    x = conv(features, 1, name=f"{name}_0")(x)
     return nn.relu6(batch_norm(train, f"{name}_1", axis_name)(x))
 
 
@@ -37,7 +35,7 @@ class InvertedResidual(nn.Module):
         """float32 [B, h, w, c] -> float32 [B, ceil(h / stride), ceil(w / stride), features]."""
         shortcut, layer = x, 0
         if self.expansion != 1:
-            x = _conv_bn_relu6(x, x.shape[-1] * self.expansion, 1, train, "conv_0", self.axis_name)
+            x = _conv_bn_relu6(x, x.shape[-1] * self.expansion, train, "conv_0", self.axis_name)
             layer = 1
         x = DepthwiseConv(3, self.stride, name=f"conv_{layer}_0")(x)
         x = nn.relu6(batch_norm(train, f"conv_{layer}_1", self.axis_name)(x))
@@ -63,7 +61,8 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """float32 [B, H, W, 3], normalised -> float32 [B, ceil(H / 32), ceil(W / 32), n]; n is 1280 by default."""
-        x = _conv_bn_relu6(images, _round_channels(32 * self.width), 3, train, "features_0", self.axis_name, stride=2)
+        x = StemConv(_round_channels(32 * self.width), 3, 2, name="features_0_0")(images)
+        x = nn.relu6(batch_norm(train, "features_0_1", self.axis_name)(x))
         layer = 1
         for expansion, channels, repeats, first_stride in self.stages:
             features = _round_channels(channels * self.width)
@@ -71,4 +70,4 @@ class MobileNetV2(nn.Module):
                 x = InvertedResidual(features, expansion, stride, self.axis_name, name=f"features_{layer}")(x, train)
                 layer += 1
         last_features = _round_channels(self.last_features * max(1.0, self.width))
-        return _conv_bn_relu6(x, last_features, 1, train, f"features_{layer}", self.axis_name)
+        return _conv_bn_relu6(x, last_features, train, f"features_{layer}", self.axis_name)
