@@ -58,14 +58,17 @@ def read_batch(view: View, support: np.ndarray, query: np.ndarray) -> Batch:
 def create_optimizer(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``."""
+    """Adam with linear warm-up, then ``"cosine"`` to zero or ``"constant"``; the learning rate of update 1, 2, ..."""
     rate = optax.constant_schedule(learning_rate)
     if schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
     if warmup_steps:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), rate], [warmup_steps])
-    # The first update is step 1 of the warm-up, not step 0, whose learning rate is 0.
-    return optax.adam(lambda count: rate(count + 1)), rate
+
+    def of_update(n):
+        return rate(jnp.minimum(n, total_steps - 1))  # where a cosine ends at 0, the last update would do nothing
+
+    return optax.adam(lambda count: of_update(count + 1)), of_update
 
 
 def create_train_state(key, model: BaseModel, view: View, optimizer, pretrained=None) -> TrainState:
