@@ -237,7 +237,7 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
 
 def _marked(table: _Rows, file: int) -> tuple[list[str], list[list[str]]]:
     """All labels and those of each row, from one column of 0 and 1 per label."""
-    columns = [i for i in range(len(table.columns)) if i != file]
+    columns = [i for i in range(len(table.columns)) if i != file and not _is_index(table, i)]
     if not all(str(table.columns[i]).strip() for i in columns):
         raise InputError(f"{table.where}: {_MUST}, not {shown(list(table.columns))}")
     names = [label_name(table.columns[i], table.where) for i in columns]
@@ -251,6 +251,12 @@ def _marked(table: _Rows, file: int) -> tuple[list[str], list[list[str]]]:
                 raise InputError(f"{where}, column {name!r}: {shown(cells[i])}, {hint}")
         each.append([name for name, i in zip(names, columns, strict=True) if _flag(cells[i])])
     return names, each
+
+
+def _is_index(table: _Rows, i: int) -> bool:
+    """Whether a column without a name numbers the rows from 0, as pandas writes them unless it is told not to."""
+    cells = [str(cells[i]).strip() for _, cells in table.rows]
+    return _plain(table.columns[i]) in ("", "unnamed: 0") and cells == [*map(str, range(len(cells)))]
 
 
 def _named(cells: Sequence[tuple[str, Any]], whole: bool, file: str) -> tuple[list[list[str] | None], list[str]]:

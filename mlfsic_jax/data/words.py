@@ -185,6 +185,8 @@ def _read_text(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
             dimension = int(line.split(b" ")[1])
             continue
         if dimension == 0:
+            if b"\t" in line:
+                raise wrong("a tab between the word and its vector: replace tabs by spaces in the file")
             dimension = line.count(b" ")
             if dimension == 0 or not _NUMBER.fullmatch(line.split(b" ", 2)[1]):
                 raise wrong(f"expected a word and its vector, got {line[:40].decode(errors='replace')!r}")

@@ -35,7 +35,7 @@ from mlfsic_jax.methods.lcm import (
 from mlfsic_jax.methods.logistic import Logistic
 from mlfsic_jax.methods.maml import MAML
 from mlfsic_jax.methods.pla import PLA
-from mlfsic_jax.methods.word_ridge import RegionWordRidge, WordRidge
+from mlfsic_jax.methods.word_ridge import PermutedWords, RegionWordRidge, WordRidge
 
 __all__ = ["METHODS", "Method", "create", "trained_of"]
 
@@ -45,6 +45,7 @@ METHODS: dict[str, Method] = {
     "prototypes_centered": Prototypes(centred=True),
     "ridge": Ridge(),
     "word_ridge": WordRidge(),
+    "word_ridge_permuted_words": PermutedWords(),
     "region_word_ridge": RegionWordRidge(),
     "class_words": ClassWords(),
     "class_word_ridge": ClassWordRidge(),

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from mlfsic_jax.core import word_ridge
 from mlfsic_jax.core.functional import unit
 from mlfsic_jax.methods.closed_form import ClosedForm
@@ -28,6 +30,17 @@ class WordRidge(ClosedForm):
         adapted = state["adapted"]
         scores = word_ridge.scores(fitted_of(trained), adapted, images["pooled"], images.get("regions"))
         return word_ridge.standardised(scores, adapted.left_out, state["labels"])
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutedWords(WordRidge):
+    """``WordRidge`` with the word of another label, the next one: what wrong words cost."""
+
+    control: ClassVar[bool] = True
+    on_request: ClassVar[bool] = True
+
+    def fit(self, trained, images, labels, words):
+        return super().fit(trained, images, labels, jnp.roll(words, 1, axis=0))
 
 
 @dataclasses.dataclass(frozen=True)

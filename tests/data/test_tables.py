@@ -135,6 +135,8 @@ def test_cells_that_are_no_labels(tmp_path, cell, message):
         "filename,width,class\na.jpg,40,dog\na.jpg,40,cat\na.jpg,40,dog\nb.jpg,30,\n",  # a row per box
         "file,labels\na.jpg,dog\nb.jpg,\na.jpg,cat\n",  # a row per label
         "file,dog,cat\na.jpg,1,1\nb.jpg,0,0\n",
+        ",file,dog,cat\n0,a.jpg,True,True\n1,b.jpg,False,False\n",
+        "file,dog,cat,Unnamed: 0\na.jpg,1.0,1.0,0\nb.jpg,0.0,,1\n",  # read and written by pandas again
         "file;dog;cat\na.jpg;True;TRUE\nb.jpg;False;false\n",
         "file,dog,cat,\na.jpg,1.0,x,\nb.jpg,0.0,,\n",
         "path,dog,cat\na.jpg,X,1\nb.jpg,,0\n",
@@ -166,6 +168,7 @@ def test_what_a_column_is_its_cells_decide(tmp_path, text, expected):
         ("file\na.jpg\n", "line 1: the columns must be file,labels or"),
         ("file|labels\na.jpg|dog\n", "line 1: the columns must be file,labels or"),
         ("file,,dog\na.jpg,1,1\n", "line 1: the columns must be file,labels or"),
+        (",file,dog\n1,a.jpg,1\n0,b.jpg,1\n", "line 1: the columns must be file,labels or"),  # numbers, but not the rows'
         ("file,image,labels\na.jpg,b.jpg,dog\n", r"columns \['file', 'image'\] may hold the photo: keep one"),
         ("file,labels,tags\na.jpg,dog,indoor\n", r"columns \['labels', 'tags'\] may hold the labels: keep one"),
         (

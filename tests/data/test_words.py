@@ -122,6 +122,8 @@ def test_word2vec_header_fasttext_trailing_spaces_crlf_and_gzip_are_read(tmp_pat
         (b"the 1 2 3\ndog 1 nan 3\n", "line 2: the vector of 'dog' holds something that is no number"),
         (b"the 1 2 3\ndog 1 1e99 3\n", "line 2: the vector of 'dog' holds a number beyond float32"),
         (b"dog\xe9 1 2 3\n", "no vector for 1 of the 1 labels: 'dog' .missing: dog"),
+        (b"dog\t1 2 3\n", "line 1: a tab between the word and its vector: replace tabs by spaces"),
+        (b"2 3\ndog\t1\t2\t3\n", "line 2: 0 numbers after 'dog.t1.t2.t3', not 3"),
         (b"<html>\n", "line 1: expected a word and its vector"),
         (b"<!DOCTYPE html PUBLIC>\n", "line 1: expected a word and its vector"),
     ],
