@@ -36,7 +36,7 @@ def read_labels(labels: str) -> tuple[list[str], list[str]]:
     if not path.is_file():
         raise InputError(f"--labels={labels} is neither a file nor one of {', '.join(BENCHMARKS)}")
     with reported(f"--labels={labels} cannot be read as UTF-8 text", "save it as such", (OSError, UnicodeDecodeError)):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     pairs = [[part.strip() for part in line.partition("\t")[::2]] for line in lines]
     names = [label_name(name, f"--labels={labels}") for name, _ in pairs]
     twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlfsic_jax.data.folder import read_csv
+from mlfsic_jax.data.tables import odd_labels
 from mlfsic_jax.methods import METHODS
 from mlfsic_jax.run import journal, label_studio
 from mlfsic_jax.run.classifier import Classifier, fit, labels_above, predict_each
@@ -116,14 +117,21 @@ def _labels(flags: argparse.Namespace) -> tuple[dict[Path, list[str]], list[str]
     if not flags.support and not flags.labels:
         raise InputError('name the labels: --labels="cat,dog", or --support=FILE with examples of each, or both')
     names, wordings = parse_labels(flags.labels) if flags.labels else ([], {})
+    for line in odd_labels(names):
+        print(line, file=sys.stderr)
+    if len(names) == 1 and " " in names[0]:
+        print(f"--labels: {names[0]!r} was taken for one label: write commas between several", file=sys.stderr)
     if not flags.support:
         return {}, names, wordings
     table = expand(flags.support)
     if not table.is_file():
-        raise InputError(f"--support={flags.support}: no such file; it has the columns file,labels, see the README")
+        why = "is a folder: give a table of its photos" if table.is_dir() else "no such file"
+        raise InputError(f"--support={flags.support}: {why}; it has the columns file,labels, see the README")
     labels, given = read_csv(table, anywhere=True)
     if not labels:
         raise InputError(f"{table} names no photo: add lines such as a.jpg,sofa|cat")
+    if absent := next((photo for photo in labels if not os.path.lexists(photo)), None):
+        raise InputError(f"{table}: the photo {absent} is not there: paths in it are relative to its folder")
     return labels, names or given, wordings
 
 

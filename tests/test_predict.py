@@ -135,7 +135,11 @@ def test_label_studio_s_tasks(frozen, user, model, capsys):
         ({"method": "cnn"}, None, "invalid choice: 'cnn'"),
         ({}, "file,labels\nexample0.png,kelp\nexample1.png,kepl\n", "'kepl' (missing: kepl)"),
         ({}, "file,kelp,sea,sun\nexample0.png,1,0,0\nexample1.png,0,1,0\n", "label 'sun' has no support photo"),
-        ({}, "file,labels\nexample0.png,kelp\nnone.png,sea\n", "photo none.png cannot be read"),
+        (
+            {},
+            "file,labels\nexample0.png,kelp\nnone.png,sea\n",
+            "support.csv: the photo none.png is not there: paths in it",
+        ),
         ({}, "file,labels\nexample0.png,kelp\nsupport.csv,sea\n", "photo support.csv is not a photo of any known kind"),
         ({}, "name,labels\nexample0.png,kelp\n", "support.csv, line 1: the columns must be file,labels"),
         ({}, "file,labels\n", "support.csv names no photo"),

@@ -37,7 +37,8 @@ class InfeasibleEpisode(ValueError):
         together = f", {self.images} distinct images together" if len(names) > 1 else ""
         return (
             f"no episode possible: {listed}{together}; n_shot + n_query needs {self.need} images a label, "
-            f"{self.need * len(names)} distinct ones in all: lower n_shot or n_query, or leave labels out"
+            f"{self.need * len(names)} distinct ones in all: lower n_shot or n_query (of a run: config.shots, "
+            "config.train.n_query, config.eval.n_query), or leave labels out"
         )
 
 

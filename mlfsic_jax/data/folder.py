@@ -27,6 +27,7 @@ _SPLIT = re.compile(
     r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabel+ed)([ _-]?(set|data|images?|split|\d+))*",
     re.IGNORECASE,
 )
+_SHEET = re.compile(r"[^.~].*\.(xlsx?|xlsm|ods|numbers)", re.IGNORECASE)  # of a spreadsheet program
 _PARTS = {"image", "images", "imgs", "jpegimages"}  # of a layout, not of labels
 LAYOUT = (
     "Give a folder of photos with labels.csv (columns file, labels; several labels as sand|sea), or with labels.csv of "
@@ -163,6 +164,11 @@ def _from_folders(folder: pathlib.Path) -> tuple[Table, list[pathlib.Path]]:
             labels[photo] = [label]
     loose = len(photos_below(folder)) - len(labels)
     notes = [f"{loose} photos of {folder.name}/ lie in no sub-folder, have no label and are left out."] * (loose > 0)
+    empty = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path not in inside]
+    if empty := [name for name in empty if not is_junk(name)]:
+        notes.append(f"Sub-folders without photos are left out: {shown(empty)}.")
+    if sheets := [path.name for path in sorted(folder.iterdir()) if _SHEET.fullmatch(path.name)]:
+        notes.append(f"{', '.join(sheets)} was not read: if it says the labels, save it as labels.csv.")
     if deep := sorted({photo.parent.name for path in inside for photo in inside[path] if photo.parent != path}):
         notes.append(f"Sub-folders of labels, such as {shown(deep[0])}, were taken for parts of the label.")
     return Table(labels, [], notes), []

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import photo_path, reason
+from mlfsic_jax.system.untrusted import expand, photo_path, reason
 
 with contextlib.suppress(ImportError):
     import pillow_heif
@@ -26,7 +26,8 @@ _RAW = r"\.(3fr|arw|cr[23w]|dcr|dng|erf|iiq|kdc|mef|mrw|nef|nrw|orf|pef|raf|rw[2
 _UNSUPPORTED = re.compile(rf"{_RAW}|\.(avif|hei[cf]|hif|jx[lr]|wdp)")
 _NO_PHOTOS = ("BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")  # Pillow registers them all the same
 _JUNK = re.compile(
-    r"\..*|__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found", re.IGNORECASE | re.DOTALL
+    r"\..*|~\$.*|__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found",
+    re.IGNORECASE | re.DOTALL,
 )
 # Not a path in the table's folder: an address, a path of Label Studio's server, a path on a Windows machine.
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*/|/data/(upload|local-files)/|[a-z]:[\\/]", re.IGNORECASE)
@@ -108,6 +109,7 @@ class Finder:
         machine, the longest end that leads to a photo counts, at last without the eight digits that Label Studio puts
         before. ``InputError``, naming ``where``, for what is no path of a photo, or when two names lead to one photo.
         """
+        name = self._given(name)
         elsewhere = isinstance(name, str) and _ELSEWHERE.match(name)
         elsewhere = None if self._anywhere and os.path.exists(name) else elsewhere
         if elsewhere:
@@ -121,13 +123,24 @@ class Finder:
         alone = elsewhere or (len(paths[0].parts) == 1 and not self._anywhere)
         found = next(filter(None, (self._spelled(place, path) for path in paths for place in self._places)), None)
         for last in dict.fromkeys(path.name for path in paths if alone and not found):
-            namesakes = self._by_name.get(_plain(last), [])
+            namesakes = self._by_name.get(folded(last), [])
             found = found or (namesakes[0] if len(namesakes) == 1 else None)
         return self._once(found, str(paths[0]), where) if found else self._folder / paths[0]
 
+    def _given(self, name: Any) -> Any:
+        """The name with ``~`` replaced where it may lead anywhere, else without the folder that it may begin with."""
+        if not isinstance(name, str):
+            return name
+        if self._anywhere:
+            return str(expand(name)) if name.startswith("~") else name
+        for top in (self._folder.absolute(), self._folder.resolve()):
+            if name.startswith(f"{top}/"):
+                return name.removeprefix(f"{top}/")
+        return name
+
     def _once(self, photo: pathlib.Path, name: str, where: str) -> pathlib.Path:
         other = self._named.setdefault(photo, name)
-        if _plain(other) != _plain(name):
+        if folded(other) != folded(name):
             raise InputError(f"{where}: {name!r} and {other!r} would both be the photo {photo}: name it by its path")
         return photo
 
@@ -139,8 +152,8 @@ class Finder:
                     self._spellings[place] = {}
                     with contextlib.suppress(OSError):
                         for name in os.listdir(place):
-                            self._spellings[place].setdefault(_plain(name), []).append(name)
-                alike = self._spellings[place].get(_plain(part), [])
+                            self._spellings[place].setdefault(folded(name), []).append(name)
+                alike = self._spellings[place].get(folded(part), [])
                 if len(alike) != 1:
                     return None
                 part = alike[0]
@@ -151,11 +164,12 @@ class Finder:
     def _by_name(self) -> dict[str, list[pathlib.Path]]:
         found: dict[str, list[pathlib.Path]] = {}
         for photo in photos_below(self._folder):
-            found.setdefault(_plain(photo.name), []).append(photo)
+            found.setdefault(folded(photo.name), []).append(photo)
         return found
 
 
-def _plain(name: str) -> str:
+def folded(name: str) -> str:
+    """A name however its accents and capitals are written."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

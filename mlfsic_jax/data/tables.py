@@ -189,6 +189,8 @@ def _read_rows(path: pathlib.Path, table: _Rows, finder: Finder) -> Table:
     notes = []
     if column is None:
         names, each = _marked(table, file)
+        blank = [name for name in names if not any(name in found for found in each)] if each else []
+        notes = [f"Columns of {path.name} taken for labels that no photo has: {shown(blank)}."] * bool(blank)
     else:
         each, note = _named([(where, cells[column]) for where, cells in table.rows], annotations, path.name)
         names = _in_order(filter(None, each))
@@ -228,9 +230,11 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
     if "annotation_id" not in plain and len(marked) > 1:
         either = f"in column {plain[labels[0]]!r} or in the 0/1 columns {shown(marked)}"
         raise InputError(f"{table.where}: labels may stand {either}: take one out")
-    if {"0", "1"} >= {str(cell).strip() for cell in cells[labels[0]]} - {""} > set():
+    said = {str(cell).strip() for cell in cells[labels[0]]} - {"", "None"}
+    if said and None not in map(_flag, said):
         raise InputError(
-            f"{table.where}: column {plain[labels[0]]!r} has 0 and 1 only: call it as the label, or name labels"
+            f"{table.where}: column {plain[labels[0]]!r} has {' and '.join(sorted(said))} only: "
+            "call it as the label, or name labels"
         )
     return files[0], labels[0]
 
@@ -238,7 +242,7 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
 def _marked(table: _Rows, file: int) -> tuple[list[str], list[list[str]]]:
     """All labels and those of each row, from one column of 0 and 1 per label."""
     columns = [i for i in range(len(table.columns)) if i != file and not _is_index(table, i)]
-    if not all(str(table.columns[i]).strip() for i in columns):
+    if not all(_plain(table.columns[i]) for i in columns):
         raise InputError(f"{table.where}: {_MUST}, not {shown(list(table.columns))}")
     names = [label_name(table.columns[i], table.where) for i in columns]
     if len(set(names)) != len(names):
@@ -256,7 +260,7 @@ def _marked(table: _Rows, file: int) -> tuple[list[str], list[list[str]]]:
 def _is_index(table: _Rows, i: int) -> bool:
     """Whether a column without a name numbers the rows from 0, as pandas writes them unless it is told not to."""
     cells = [str(cells[i]).strip() for _, cells in table.rows]
-    return _plain(table.columns[i]) in ("", "unnamed: 0") and cells == [*map(str, range(len(cells)))]
+    return not _plain(table.columns[i]) and cells == [*map(str, range(len(cells)))]
 
 
 def _named(cells: Sequence[tuple[str, Any]], whole: bool, file: str) -> tuple[list[list[str] | None], list[str]]:
@@ -275,7 +279,11 @@ def _named(cells: Sequence[tuple[str, Any]], whole: bool, file: str) -> tuple[li
         if names is not None and len(set(names)) != len(names):
             raise InputError(f"{where}: a label occurs twice in {shown(cell)}")
         each.append(names)
-    return each, [f"Labels in {file} are separated by {separator!r}."] if separator and separator != "|" else []
+    notes = [f"Labels in {file} are separated by {separator!r}."] if separator and separator != "|" else []
+    from_texts = _in_order(names or () for (_, cell), names in zip(read, each, strict=True) if isinstance(cell, str))
+    if (separator or lists) and (ones := [name for name in from_texts if re.search(r"[|;,][^|;,]", name)]):
+        notes.append(f"Taken for one label each in {file}: {shown(ones)}.")
+    return each, notes
 
 
 def _separator(texts: Mapping[str, str], listed: set[str], whole: bool) -> str:
@@ -285,7 +293,7 @@ def _separator(texts: Mapping[str, str], listed: set[str], whole: bool) -> str:
     each text that they part shares a label with others, which stands alone there, or both first and later.
     ``InputError`` where that leaves two readings.
     """
-    present = [s for s in _SEPARATORS if any(s in text if s == "|" else len(_parts(text, s)) > 1 for text in texts)]
+    present = [s for s in _SEPARATORS if any(_separates(s, text) for text in texts)]
     separator = "" if whole else next(iter(present), "")
     parts = {text: _parts(text, separator) for text in texts}
     doubtful = _unshared(parts) if separator in ("#", ",") else []
@@ -303,6 +311,12 @@ def _separator(texts: Mapping[str, str], listed: set[str], whole: bool) -> str:
         ways = f"write {shown(several)} for several, {shown(doubtful[0] + '|')} for one"
         raise InputError(f"{texts[doubtful[0]]}: is {shown(doubtful[0])} one label or several? {ways}")
     return separator
+
+
+def _separates(separator: str, text: str) -> bool:
+    """Whether it stands between labels, or before or after one, as some programs write it."""
+    at_an_end = separator in ";," and separator in (text[:1], text[-1:])
+    return separator in text if separator == "|" else at_an_end or len(_parts(text, separator)) > 1
 
 
 def _unshared(parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -328,7 +342,8 @@ def _parts(text: str, separator: str) -> list[str]:
 
 
 def _plain(column: Any) -> str:
-    return str(column).strip().strip('"').strip().casefold()
+    name = str(column).strip().strip('"').strip().casefold()
+    return "" if re.fullmatch(r"unnamed: \d+", name) else name  # pandas calls columns without a name so
 
 
 def _flag(cell: Any) -> bool | None:

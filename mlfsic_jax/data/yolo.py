@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlfsic_jax.data.photo_files import photos_below
+from mlfsic_jax.data.photo_files import folded, is_junk, photos_below
 from mlfsic_jax.data.tables import Table
 from mlfsic_jax.data.text import text_lines
 from mlfsic_jax.system.errors import InputError
@@ -13,50 +13,74 @@ from mlfsic_jax.system.untrusted import label_name, reported, shown
 
 _NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 _LARGEST = 1 << 18  # bytes of a file of names
+# Text files that tools put among those of the photos.
+_OTHERS = re.compile(r"(classes|predefined_classes|notes|readme.*|train|val(id)?|test)\.txt", re.IGNORECASE)
 
 
 def find(folder: pathlib.Path) -> pathlib.Path | None:
     """The file with the names of the classes, if a folder is one of YOLO's: with a text file for some photo."""
     names = next((folder / name for name in _NAMES_FILES if (folder / name).is_file()), None)
-    return names if names and any(_text_file(photo, folder) for photo in photos_below(folder)) else None
+    return names if names and any(_text_files(photos_below(folder), folder).values()) else None
 
 
 def read(names_file: pathlib.Path) -> Table:
     """The labels of all photos below the folder of ``names_file``; a photo without a text file has none.
 
     The text file of ``images/a.jpg`` is ``labels/a.txt``, or stands beside the photo. ``InputError`` names a malformed
-    line.
+    line, and files that name the classes differently.
     """
     folder, classes = names_file.parent, _names(names_file)
-    labels, n_bare = {}, 0
-    for photo in photos_below(folder):
-        text = _text_file(photo, folder)
-        n_bare += text is None
-        found = (
-            [_class_of(line, classes, f"{text}, line {number}") for number, line in text_lines(text)] if text else []
-        )
+    for other in (folder / name for name in _NAMES_FILES if (folder / name).is_file()):
+        if _names(other) != classes:
+            raise InputError(f"{names_file} and {other.name} name the classes differently: keep the one that is right")
+    texts = _text_files(photos_below(folder), folder)
+    labels: dict[pathlib.Path, list[str]] = {}
+    for photo, text in texts.items():
+        lines = text_lines(text) if text else ()
+        found = [_class_of(line, classes, f"{text}, line {number}") for number, line in lines]
         labels[photo] = list(dict.fromkeys(found))
     notes = [f"YOLO's boxes were read as labels: the classes that occur in a photo, named by {names_file.name}."]
-    if n_bare:
+    if n_bare := sum(text is None for text in texts.values()):
         notes.append(f"{n_bare} photos have no text file: they were taken for photos without any of the classes.")
+    used = set(filter(None, texts.values()))
+    beside = {path for place in {text.parent for text in used} for path in place.glob("*.[tT][xX][tT]")}
+    if strays := sorted(path.name for path in beside - used if not _OTHERS.fullmatch(path.name)):
+        notes.append(f"{len(strays)} text files, such as {strays[0]}, belong to no photo and are left out.")
     return Table(labels, list(dict.fromkeys(classes.values())), notes)
 
 
-def _text_file(photo: pathlib.Path, folder: pathlib.Path) -> pathlib.Path | None:
+def _text_files(photos: Sequence[pathlib.Path], folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path | None]:
+    """The text file of each photo, None where there is none; it may differ in how accents and capitals are written."""
+    found = {photo: next(filter(pathlib.Path.is_file, _places(photo, folder)), None) for photo in photos}
+    used, alike = set(found.values()), {}
+    for path in folder.rglob("*.[tT][xX][tT]"):
+        if path not in used and not is_junk(path.name):
+            alike.setdefault(folded(str(path)), []).append(path)
+    for photo in [photo for photo in photos if found[photo] is None]:
+        texts = next(filter(None, (alike.get(folded(str(place))) for place in _places(photo, folder))), [])
+        if len(texts) > 1:
+            raise InputError(f"{texts[0]} and {texts[1].name} may belong to {photo}: keep one of them")
+        found[photo] = texts[0] if texts else None
+    return found
+
+
+def _places(photo: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Where the text file of a photo may be."""
     parts = [*photo.relative_to(folder).parts[:-1], f"{photo.stem}.txt"]
-    if "images" in parts:
-        place = len(parts) - 1 - parts[::-1].index("images")
-        elsewhere = folder.joinpath(*parts[:place], "labels", *parts[place + 1 :])
-        if elsewhere.is_file():
-            return elsewhere
     beside = folder.joinpath(*parts)
-    return beside if beside.is_file() else None
+    if "images" not in parts:
+        return [beside]
+    place = len(parts) - 1 - parts[::-1].index("images")
+    return [folder.joinpath(*parts[:place], "labels", *parts[place + 1 :]), beside]
 
 
 def _names(path: pathlib.Path) -> dict[int, str]:
     """Number -> name of the classes."""
     if path.suffix not in (".yaml", ".yml"):
-        lines = text_lines(path, "save it in UTF-8")
+        lines = list(text_lines(path, "save it in UTF-8"))
+        for number, line in lines:
+            if line.startswith("#") or re.match(rf"{number - 1}[\s:,]", line):
+                raise InputError(f"{path}, line {number}: {shown(line)}: write the names of the classes alone")
         return {number - 1: label_name(line, str(path)) for number, line in lines}
     import yaml
 

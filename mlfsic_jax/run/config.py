@@ -164,7 +164,7 @@ _FIT_ON = (("train",), ("train", "validation"))  # the latter for deployment: th
 
 
 def default() -> ConfigDict:
-    """The paper's setting where the paper says it, else our choice, made on validation labels."""
+    """The paper's setting where the paper says it, else our choice; docs/findings.md has what others do."""
     fields = _defaults(Run) | {name: _defaults(section) for name, section in _SECTIONS.items()}
     model = _defaults(BaseModel()).items()
     fields["model"] = {name: value for name, value in model if name not in ("backbone", "parent", "name")}

@@ -1,6 +1,7 @@
 """Names of labels as a user types them, and as a cell of a table holds them."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from mlfsic_jax.system.errors import InputError
@@ -11,6 +12,8 @@ _SEPARATORS = set("|;#,")  # of labels in a cell
 
 def parse_labels(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """Names and wordings of ``--labels``: "cat, dog = dog | puppy" -> ["cat", "dog"], {"dog": ["dog", "puppy"]}."""
+    if os.path.isfile(text):
+        raise InputError(f"--labels={text} is a file: write names with commas between them, or give it as --support")
     names, wordings = [], {}
     for part in text.split(","):
         name, given, wording = (piece.strip() for piece in part.partition("="))

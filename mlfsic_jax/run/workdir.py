@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,9 @@ def claim(workdir: Path, config: ConfigDict, settings: dict) -> None:
     data_fields = {k: v for k, v in fields["data"].items() if k not in ("source", "prepared_dir", "split")}
     wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
     wanted = json.loads(json.dumps(wanted))
-    if parallel.is_first() and not path.exists():
+    # A run that ended before anything was trained holds nothing to lose.
+    results = [found for pattern in ("checkpoints*/*", "results.json", "episodes_*") for found in workdir.glob(pattern)]
+    if parallel.is_first() and not (path.exists() and results):
         write_json(path, wanted)
     parallel.wait_for_all()
     try:
@@ -61,8 +64,13 @@ def claim(workdir: Path, config: ConfigDict, settings: dict) -> None:
         if isinstance(section, dict) and isinstance(found.get(name), dict):
             found[name] = {k: v for k, v in section.items() if k in wanted[name]} | found[name]
     if found != wanted:
-        differ = ", ".join(f"{k} (there {a}, now {b})" for k, a, b in _differences(found, wanted))
+        differ = ", ".join(f"{k} (there {_short(a)}, now {_short(b)})" for k, a, b in _differences(found, wanted))
         raise InputError(f"{workdir} holds a run with other settings, {differ}: choose another workdir")
+
+
+def _short(value) -> str:
+    """A setting; of a hash the first digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1..", str(value))
 
 
 def _differences(a, b, prefix=""):

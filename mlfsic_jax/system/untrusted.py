@@ -30,6 +30,10 @@ _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 2, 60, 60, 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+# Without width and meaning: two names that differ in them look the same. Not the joiners of emoji and scripts.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
 def reason(error: BaseException) -> str:
     """An error's message as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -82,18 +86,18 @@ def byte_lines(path: pathlib.Path, hint: str = "get it again") -> Iterator[tuple
 
 
 def label_name(name: Any, where: str) -> str:
-    """Strips a label and composes it (Unicode NFC): é is one label however a file encodes it.
+    """Strips a label, also of invisible characters, and composes it (NFC): é is one label however a file encodes it.
 
     ``InputError``, naming ``where`` (file and line), when it is not text, is empty, is longer than 200 characters, or
     contains control characters.
     """
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not (visible := _INVISIBLE.sub("", name).strip()):
         raise InputError(f"{where}: {shown(name)} is not a label name: give text")
     if len(name) > MAX_NAME:
         raise InputError(f"{where}: a label of {len(name)} characters, {shown(name)}: is a quote or a comma missing?")
     if _UNPRINTABLE.search(name):
         raise InputError(f"{where}: the label {shown(name)} contains a line break or control character: remove it")
-    return unicodedata.normalize("NFC", name.strip())
+    return unicodedata.normalize("NFC", visible)
 
 
 def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = False) -> pathlib.PurePosixPath:

@@ -278,6 +278,9 @@ def test_yolo(tmp_path, photo, text, names_file, names):
         ("data.yaml", "names: {a: cat}\n", "the names of the classes are not numbered"),
         ("data.yaml", "names: [[cat]]\n", r"\['cat'\] is not a label name"),
         ("data.yaml", "x" * 300_000, "data.yaml has more than 262,144 bytes"),
+        ("classes.txt", "dog\ncat\n", "data.yaml and classes.txt name the classes differently: keep the one"),
+        ("classes.txt", "# mine\ncat\n", "classes.txt, line 1: '# mine': write the names of the classes alone"),
+        ("classes.txt", "0 cat\n1 dog\n", "classes.txt, line 1: '0 cat': write the names of the classes alone"),
     ],
 )
 def test_malformed_yolo(tmp_path, path, text, message):
@@ -286,6 +289,19 @@ def test_malformed_yolo(tmp_path, path, text, message):
     save_photo(tmp_path / "images/1.png")
     write(tmp_path / path, text)
     refused(tmp_path, message)
+
+
+def test_text_files_of_yolo_that_are_spelled_otherwise_or_belong_to_no_photo(tmp_path):
+    write(tmp_path / "data.yaml", "names: [cat, dog]\n")
+    save_photos(tmp_path, "images/cafe\u0301.png", "images/A.png", "images/b.png", "images/B.png")
+    for name in ("caf\u00e9.txt", "a.TXT", "b.txt", "none.txt", "classes.txt"):
+        write(tmp_path / "labels" / name, f"1 {YOLO_BOX}\n")
+    labels, notes = read(tmp_path)
+    dogs = {"images/cafe\u0301.png", "images/A.png", "images/b.png"}  # B has no file: b's is its own
+    assert labels == {name: ["dog"] * (name in dogs) for name in (*dogs, "images/B.png")}
+    assert "1 photos have no text file" in notes and "1 text files, such as none.txt, belong to no photo" in notes
+    write(tmp_path / "labels/A.tXt", "")
+    refused(tmp_path, "may belong to .*A.png: keep one of them")
 
 
 def test_doccano_and_hugging_face(tmp_path):
@@ -319,6 +335,24 @@ def test_files_that_are_no_tables_of_labels_are_in_nobodys_way(tmp_path):
     write(tmp_path / "classes.txt", "cat\ndog\n")
     write(tmp_path / "._labels.csv", "\x00\x05\x16")
     assert read(tmp_path)[0] == {"cat/1.png": ["cat"], "dog/2.png": ["dog"]}
+
+
+def test_what_is_not_read_beside_folders_of_labels_is_told(tmp_path):
+    save_photos(tmp_path, "cat/1.png", "dog/2.png")
+    write(tmp_path / "labels.xlsx", "PK")
+    write(tmp_path / "xml/1.xml", "<annotation/>")
+    write(tmp_path / "~$labels.csv", "\x00\xff")  # what Excel puts beside a file that is open
+    (tmp_path / "sofa").mkdir()
+    labels, notes = read(tmp_path)
+    assert labels == {"cat/1.png": ["cat"], "dog/2.png": ["dog"]}
+    assert "Sub-folders without photos are left out: ['sofa', 'xml']." in notes
+    assert "labels.xlsx was not read: if it says the labels, save it as labels.csv." in notes
+
+
+def test_a_table_may_have_absolute_paths_into_its_folder(tmp_path):
+    save_photos(tmp_path, "photos/1.png")
+    write(tmp_path / "labels.csv", f"file,labels\n{tmp_path.resolve()}/photos/1.png,cat\n")
+    assert read(tmp_path)[0] == {"photos/1.png": ["cat"]}
 
 
 def test_photos_beside_the_labelled_ones_are_counted(tmp_path):

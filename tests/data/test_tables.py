@@ -49,6 +49,8 @@ def labelled(folder, *cells):
             ",",
         ),
         (["dog,", "dog, cat"], [["dog"], ["dog", "cat"]], ","),
+        (["dog, ", "cat", "dog"], [["dog"], ["cat"], ["dog"]], ","),  # a form's, with nothing after it
+        (["dog;", "dog"], [["dog"], ["dog"]], ";"),
         (["salt, sea|rock", "sea"], [["salt, sea", "rock"], ["sea"]], "|"),
         (["salt, sea", "dog|cat"], [["salt, sea"], ["dog", "cat"]], "|"),
         (["salt, sea|", "salt, sea"], [["salt, sea"], ["salt, sea"]], "|"),  # the way to say that it is one
@@ -168,7 +170,7 @@ def test_what_a_column_is_its_cells_decide(tmp_path, text, expected):
         ("file\na.jpg\n", "line 1: the columns must be file,labels or"),
         ("file|labels\na.jpg|dog\n", "line 1: the columns must be file,labels or"),
         ("file,,dog\na.jpg,1,1\n", "line 1: the columns must be file,labels or"),
-        (",file,dog\n1,a.jpg,1\n0,b.jpg,1\n", "line 1: the columns must be file,labels or"),  # numbers, but not the rows'
+        (",file,dog\n1,a.jpg,1\n0,b.jpg,1\n", "line 1: the columns must be file,labels or"),  # not the rows' numbers
         ("file,image,labels\na.jpg,b.jpg,dog\n", r"columns \['file', 'image'\] may hold the photo: keep one"),
         ("file,labels,tags\na.jpg,dog,indoor\n", r"columns \['labels', 'tags'\] may hold the labels: keep one"),
         (
@@ -176,6 +178,9 @@ def test_what_a_column_is_its_cells_decide(tmp_path, text, expected):
             r"in the 0/1 columns \['dog', 'cat'\]: take one",
         ),
         ("file,label\na.jpg,1\nb.jpg,0\n", "line 1: column 'label' has 0 and 1 only"),
+        ("file,label\na.jpg,True\nb.jpg,False\n", "line 1: column 'label' has False and True only"),
+        ("file,label\na.jpg,1.0\nb.jpg,\n", "line 1: column 'label' has 1.0 only"),
+        ("file,dog,Unnamed: 3\na.jpg,1,x\n", "line 1: the columns must be file,labels or"),
         ("file,animal\na.jpg,dog\n", "line 2, column 'animal': 'dog', expected 0 or 1; call a column of names labels"),
         ("file,dog,cat\na.jpg,1,-1\n", "line 2, column 'cat': '-1', expected 0 or 1"),
         ("file,labels\na.jpg,dog, cat\n", "line 2: expected 2 fields, as the first line has"),
@@ -194,6 +199,19 @@ def test_tables_that_leave_a_doubt(tmp_path, text, message):
 def test_columns_that_are_not_read_are_told(tmp_path):
     notes = table_of(tmp_path, "file,width,labels\na.jpg,40,dog\n")[2]
     assert notes == ["Columns of labels.csv that were not read: ['width']."]
+
+
+def test_what_may_be_a_slip_is_told(tmp_path):
+    assert "taken for labels that no photo has: ['notes']" in table_of(tmp_path, "file,dog,notes\na.jpg,1,\n")[2][0]
+    notes = table_of(tmp_path, 'file,labels\na.jpg,cat|dog\nb.jpg,"sofa,chair"\n')[2]
+    assert notes == ["Taken for one label each in labels.csv: ['sofa,chair']."]
+
+
+def test_invisible_characters_make_no_label_of_their_own(tmp_path):
+    labels, names, _ = table_of(tmp_path, "file,labels\na.jpg,cat\u200b\nb.jpg,c\u00adat|\ufeffdog\u200e\nc.jpg,cat\n")
+    assert names == ["cat", "dog"] and labels["b.jpg"] == ["cat", "dog"]
+    family = "\U0001f468\u200d\U0001f469"  # a joiner that has a meaning
+    assert table_of(tmp_path, f"file,labels\na.jpg,{family}\n")[1] == [family]
 
 
 def test_objects_in_json(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import mlfsic_jax
 from mlfsic_jax.run.experiment import train_and_evaluate
-from mlfsic_jax.run.workdir import MetricsLog, open_workdir
+from mlfsic_jax.run.workdir import MetricsLog, claim, open_workdir
 from mlfsic_jax.system.errors import InputError
 from tests.tiny import longer
 
@@ -29,6 +29,24 @@ def test_a_workdir_of_another_run_is_refused(undisturbed):
     folder, _ = undisturbed
     with pytest.raises(InputError, match=r"other settings, train.learning_rate \(there 0.002, now 0.1\)"):
         train_and_evaluate(longer(folder, **{"train.learning_rate": 0.1}), folder / "run")
+
+
+def test_a_run_that_failed_before_it_trained_gives_its_workdir_back(tmp_path):
+    config = longer(tmp_path)
+    for n_query in (50, 40):
+        config.train.n_query = n_query  # of more images than there are
+        with pytest.raises(InputError, match=r"lower n_shot or n_query \(of a run: config.shots, config.train.n_query"):
+            train_and_evaluate(config, tmp_path / "run")
+
+
+def test_hashes_are_told_by_their_first_digits(tmp_path):
+    (tmp_path / "checkpoints_1shot/0").mkdir(parents=True)
+    config = longer(tmp_path)
+    claim(tmp_path, config, {"inputs": {"dataset": "0123abcd" * 8}})
+    with pytest.raises(
+        InputError, match=r"inputs.dataset \(there 0123abcd.., now 4567cdef..\): choose another workdir"
+    ):
+        claim(tmp_path, config, {"inputs": {"dataset": "4567cdef" * 8}})
 
 
 def test_results_say_where_they_come_from(undisturbed):
