@@ -2,8 +2,8 @@
 
 Runs what is missing, or goes on where it was stopped, then writes NAME.md, NAME.csv and NAME.png to the workdir
 (runs/reproduce/<config> by default): our mean and interval, the published number, the difference, the exact command.
-Each run is kept in a folder of the workdir, which all tables of one config share. With --table=NAME and without --config
-the table's own is taken; configs/voc.py:cpu does for most of them, and fields are set as --config.FIELD=VALUE. Tables:
+Each run is kept in a folder of the workdir, which all tables of one config share. With --table=NAME and no --config the
+table's own is taken; configs/voc.py:cpu does for most of them, and fields are set as --config.FIELD=VALUE. Tables:
 
   voc coco nus_wide imaterialist       all methods
   folder demo                          the same on own photos, on generated scenes

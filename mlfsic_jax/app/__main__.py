@@ -46,16 +46,18 @@ def _serve(flags) -> None:
     folder, (names, wordings) = expand(flags.images), parse_labels(flags.labels) if flags.labels else ([], {})
     if not folder.is_dir():
         raise InputError(f"--images={flags.images} is no folder")
-    server = _listen(flags.host, flags.port)
+    host = flags.host.strip("[]")
+    server = _listen(host, flags.port)
     predictor = ready.load(flags.workdir, quality=flags.quality, data_dir=flags.data_dir, fetch=flags.download)
     session = open_session(folder, Path(flags.state) if flags.state else None, predictor, expand(flags.cache_dir))
     try:
         for name in names:
             session.store.name_label(name, wordings.get(name, ()))
-        token = "" if flags.host in LOOPBACK else secrets.token_urlsafe(16)
+        name = f"[{host}]" if ":" in host else host
+        token = "" if name in LOOPBACK else secrets.token_urlsafe(16)
         session.start()
-        port, host = server.getsockname()[1], flags.host if not token else socket.gethostname()
-        address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+        name = socket.gethostname() if host in ("0.0.0.0", "::", "") else name
+        address = f"http://{name}:{server.getsockname()[1]}/" + (f"?token={token}" if token else "")
         done = session.collection.progress().embedded
         print(f"{len(session.collection.names)} photos, {done} ready; decisions go to {session.store.path}")
         if missing := session.missing():
@@ -70,11 +72,12 @@ def _serve(flags) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     what = f"--host={host} --port={port} cannot be listened on"
-    with reported(what, "give another --port", (OSError, OverflowError)):
+    with reported(what, "give another --port, or --host", (OSError, OverflowError)):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = socket.socket(family)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((host, port))
+        server.listen()  # at once: else another app could take the same port while the model loads
     return server
 
 

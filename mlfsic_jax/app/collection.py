@@ -67,10 +67,23 @@ class Collection:
         file = cache_dir / "app" / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:16]}.sqlite"
         with reported(f"--cache_dir={cache_dir} cannot be written", "give another", (OSError, sqlite3.Error)):
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=60)
-            self._file.execute("pragma journal_mode = wal")
-            self._file.execute("pragma synchronous = normal")
-            self._file.executescript(_TABLES)
+            try:
+                self._open(file)
+            except (sqlite3.DatabaseError, ValueError) as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                print(f"the cache {file} is damaged: computing features again")
+                self._file.close()
+                for path in (file, *(file.with_name(file.name + more) for more in ("-wal", "-shm"))):
+                    path.unlink(missing_ok=True)
+                self.features, self.embedded[:] = {}, 0
+                self._open(file)
+
+    def _open(self, file: Path) -> None:
+        self._file = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=60)
+        self._file.execute("pragma journal_mode = wal")
+        self._file.execute("pragma synchronous = normal")
+        self._file.executescript(_TABLES)
         self._read_cache()
 
     def close(self) -> None:

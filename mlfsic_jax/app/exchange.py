@@ -8,9 +8,10 @@ import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from mlfsic_jax.data.photo_files import Finder
-from mlfsic_jax.data.tables import ENDINGS, read_table
+from mlfsic_jax.data.tables import ENDINGS, Table, read_table
 from mlfsic_jax.run import label_studio
 from mlfsic_jax.run.labels import cell_writer
 from mlfsic_jax.system.errors import InputError
@@ -35,14 +36,16 @@ class Marked(NamedTuple):
     proposed: Mapping[str, float]  # undecided label -> probability; empty while not known
 
 
-class _Inside(Finder):
-    """Also takes paths that lead to the folder, as predictions have them: folder/a.jpg, or absolute ones."""
+class _FromOutside(Finder):
+    """Takes paths that lead to the folder, as predictions and exports have them: folder/a.jpg, .../folder/a.jpg."""
 
     def find(self, name: Any, where: str) -> Path:
         path = name.replace("\\", "/") if isinstance(name, str) else ""
-        inside = f"/{path}".partition(f"/{self._folder.resolve().name}/")[2]
-        there = inside and (self._folder / inside).exists() and not (self._folder / path.lstrip("/")).exists()
-        return super().find(inside if there else name, where)
+        path = unquote(path.partition("?d=")[2]) or path  # of Label Studio's server
+        folder = self._folder.resolve()
+        from_inside = path.startswith(("./", f"{folder}/"))
+        inside = "" if from_inside else f"/{path}".partition(f"/{folder.name}/")[2]
+        return super().find(inside or name, where)
 
 
 class _Row(NamedTuple):
@@ -58,31 +61,39 @@ def export(
     kind: str,
     proposals: bool,
     folder: str = "",
+    skipped: list[str] | None = None,
 ) -> tuple[str, str, Iterator[bytes]]:
     """The name, media type and content, in pieces, of a file of one of ``KINDS``.
 
     Without ``proposals`` it has the photos with a label, or with none of all, and the labels that they were given; with
     them all photos, and undecided labels whose probability is above the threshold as well. Label Studio's tasks name
-    the photos below ``folder``, as seen from the folder that its server serves. ``InputError`` for another kind, when
-    there is nothing to write, and for the name of a label or photo that would not be read back as it is.
+    the photos below ``folder``, as seen from the folder that its server serves. Photos whose names would not be read
+    back as they are are left out, with a line for each in ``skipped``. ``InputError`` for another kind, when there is
+    nothing to write, and for the name of a label that would not be read back as it is.
     """
     if kind not in KINDS:
         raise InputError(f"the format {shown(kind)} must be one of {', '.join(KINDS)}")
     for name in label_names:
         if label_name(name, "labels") != name:
-            raise InputError(f"the label {shown(name)} has spaces around it, or accents in pieces: rename it")
+            raise InputError(f"the label {shown(name)} has spaces around it, accents in pieces or invisible characters: rename it")
     if kind == "label-studio-config":
         return *KINDS[kind], iter([label_studio.prepare(label_names, (), ".").config.encode()])
     chosen = [photo for photo in photos if proposals or _is_told(photo, label_names)]
     if not chosen:
         raise InputError("no photo has a label yet, or none of all: decide on one, or export the proposals too")
-    for photo in chosen:
-        _check_name(photo.name, kind)
+    problems = {photo.name: why for photo in chosen if (why := _problem(photo.name, kind))}
+    if len(problems) == len(chosen):
+        raise InputError(next(iter(problems.values())))
+    if skipped is not None:
+        skipped += problems.values()
+    chosen = [photo for photo in chosen if photo.name not in problems]
     rows = [_row(photo, label_names, thresholds if proposals else {}) for photo in chosen]
+    # The path through a sub-folder that is called like the folder could be one from outside.
+    paths = {row.photo.name: "./" * (f"/{folder}/" in f"/{row.photo.name}") + row.photo.name for row in rows}
     if kind == "csv":
-        lines = _csv(rows, label_names)
+        lines = _csv(rows, label_names, paths)
     elif kind == "coco":
-        lines = [json.dumps(_coco(rows, label_names))]
+        lines = [json.dumps(_coco(rows, label_names, paths))]
     else:
         label_studio.prepare(label_names, (), ".")  # refuses what its configuration could not have
         lines = [json.dumps([_task(row, folder, label_names) for row in rows])]
@@ -106,7 +117,7 @@ def read(
         file = Path(scratch, f"labels{ending}")
         file.write_bytes(content)
         try:
-            table = read_table(file, _Inside(folder))
+            table = _read(file, folder, set(known), prefer=_FromOutside if b"local-files/?d=" in content else None)
         except InputError as error:
             raise InputError(str(error).replace(str(file), shown(name))) from error
     found = {photo.relative_to(folder).as_posix(): tuple(names) for photo, names in table.labels.items()}
@@ -118,12 +129,39 @@ def read(
     return labels, table.names, [f"{shown(photo)} is not among the photos" for photo in sorted(strays)]
 
 
-def _check_name(name: str, kind: str) -> None:
-    photo_path(name, "the export", Path("the folder"))
-    if kind == "csv" and name != name.strip():
-        raise InputError(f"photo {shown(name)}: CSV files are read without the spaces around a name: rename the photo")
+def _read(file: Path, folder: Path, known: set[str], prefer: type[Finder] | None) -> Table:
+    """The table, its paths seen from the folder or from outside of it: the way that finds more photos."""
+    read, errors = {}, []
+    for finder in (Finder, _FromOutside):
+        try:
+            table = read_table(file, finder(folder))
+            found = [photo for photo in table.labels if photo.relative_to(folder).as_posix() in known]
+            read[finder] = len(found), table
+        except InputError as error:
+            errors.append(error)
+    if not read:
+        raise errors[0]
+    most = max(n for n, _ in read.values())
+    ways = {finder: table for finder, (n, table) in read.items() if n == most}
+    if len(ways) > 1 and not prefer and ways[Finder].labels != ways[_FromOutside].labels and most:
+        way_out = "write paths as seen from the folder of photos, beginning with ./"
+        raise InputError(f"{file}: its paths lead to other photos from {folder} and from the folder above: {way_out}")
+    return ways.get(prefer) or next(iter(ways.values()))
+
+
+def _problem(name: str, kind: str) -> str:
+    """Why a photo's name would not be read back as it is; "" if it would."""
     if name[1:3] in (":/", ":\\"):
-        raise InputError(f"photo {shown(name)}: it would be read as a path on a Windows machine: rename the photo")
+        return f"photo {shown(name)}: it would be read as a path on a Windows machine: rename the photo"
+    if kind == "csv" and name != name.strip():
+        return f"photo {shown(name)}: CSV files are read without the spaces around a name: rename the photo"
+    try:
+        photo_path(name, "the export", Path("the folder"))
+        if kind == "label-studio":
+            label_studio.address(name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _is_told(photo: Marked, label_names: Sequence[str]) -> bool:
@@ -139,20 +177,20 @@ def _row(photo: Marked, label_names: Sequence[str], thresholds: Mapping[str, flo
     return _Row(photo, [name for name in label_names if name in labels], score)
 
 
-def _csv(rows: Iterable[_Row], label_names: Iterable[str]) -> Iterator[str]:
+def _csv(rows: Iterable[_Row], label_names: Iterable[str], paths: Mapping[str, str]) -> Iterator[str]:
     as_text = cell_writer(label_names)
     line = csv.writer(types.SimpleNamespace(write=str)).writerow  # what is "written" is what it returns
     yield line(("file", "labels"))
-    yield from (line((row.photo.name, as_text(row.labels))) for row in rows)
+    yield from (line((paths[row.photo.name], as_text(row.labels))) for row in rows)
 
 
-def _coco(rows: Sequence[_Row], label_names: Sequence[str]) -> dict[str, Any]:
+def _coco(rows: Sequence[_Row], label_names: Sequence[str], paths: Mapping[str, str]) -> dict[str, Any]:
     ids = {name: i for i, name in enumerate(label_names, 1)}
     numbered = list(enumerate(rows, 1))
     marks = [(image, ids[name]) for image, row in numbered for name in row.labels]
     return {
         "images": [
-            {"id": i, "file_name": row.photo.name, "width": row.photo.size[0], "height": row.photo.size[1]}
+            {"id": i, "file_name": paths[row.photo.name], "width": row.photo.size[0], "height": row.photo.size[1]}
             for i, row in numbered
         ],
         "annotations": [{"id": i, "image_id": m, "category_id": c} for i, (m, c) in enumerate(marks, 1)],

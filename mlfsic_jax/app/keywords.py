@@ -93,7 +93,8 @@ def _check_space(folder: Path, out: Path, names: Sequence[str]) -> None:
             needed += (folder / name).stat().st_size
     free = shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free
     if needed > free:
-        raise InputError(f"{out} has {free >> 20:,} MiB free and the copies need {needed >> 20:,}: give another folder")
+        needs = f"{out} has {free >> 20:,} MiB free and the copies need {-(-needed >> 20):,}"
+        raise InputError(f"{needs}: give another folder")
 
 
 def _copy(exiv2: Any, photo: Path, target: Path, labels: Sequence[str], scratch: Path) -> None:

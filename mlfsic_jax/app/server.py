@@ -24,9 +24,10 @@ from mlfsic_jax.app.session import Session, marked
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import expand, shown
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # as they stand in an address
 _COOKIE = "mlfsic_token"
 _MOST = 500  # photos in one answer
+_MOST_TOLD = 20  # photos that an export leaves out
 _SIDE = 2048  # pixels, of the largest photo that is sent
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 _HEADERS = {
@@ -186,7 +187,7 @@ def _add_changes(app: FastAPI, session: Session) -> None:
 
     @app.post("/api/labels")
     def add(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        wordings = [_typed(text, str, "wordings") for text in body.get("wordings") or ()]
+        wordings = [_typed(text, str, "wordings") for text in _typed(body.get("wordings", []), list, "wordings")]
         return answer(store.name_label(_get(body, "name", str), wordings))
 
     @app.post("/api/labels/remove")
@@ -195,7 +196,7 @@ def _add_changes(app: FastAPI, session: Session) -> None:
 
     @app.post("/api/threshold")
     def threshold(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        return answer(store.set_threshold(_get(body, "label", str), float(_get(body, "value", (int, float)))))
+        return answer(store.set_threshold(_get(body, "label", str), _get(body, "value", (int, float))))
 
 
 def _add_exchange(app: FastAPI, session: Session) -> None:
@@ -205,17 +206,21 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
         if proposals:
             session.catch_up()
         for i, name in enumerate(collection.names):
-            if i not in collection.errors:
+            if i not in collection.errors or store.decided(name):
                 yield exchange.Marked(name, collection.size(i), *marked(session, i))
 
     @app.get("/api/export")
     def export(format: str = "csv", proposals: bool = False) -> Response:
         names = [label.name for label in store.labels()]
-        found = exchange.export(
-            photos(proposals), names, session.thresholds(), format, proposals, collection.folder.resolve().name
+        file, kind, content = exchange.export(
+            *(photos(proposals), names, session.thresholds(), format, proposals),
+            folder=collection.folder.resolve().name,
+            skipped=(skipped := []),
         )
-        file, kind, content = found
-        headers = {"Content-Disposition": f'attachment; filename="{file}"'}
+        told = json.dumps(
+            [*skipped[:_MOST_TOLD], *[f"and {len(skipped) - _MOST_TOLD} more"] * (len(skipped) > _MOST_TOLD)]
+        )
+        headers = {"Content-Disposition": f'attachment; filename="{file}"', "X-Left-Out": told}
         return StreamingResponse(content, media_type=kind, headers=headers)
 
     @app.post("/api/import")
@@ -242,7 +247,9 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
 
     @app.post("/api/keywords")
     def write_keywords(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        out, thresholds = expand(_get(body, "out", str)), session.thresholds()
+        if not (where := _get(body, "out", str).strip()).isprintable() or not where:
+            raise InputError(f"out is no folder: {shown(where)}")
+        out, thresholds = expand(where), session.thresholds()
         given = []
         for one in photos(bool(body.get("proposals"))):
             above = [name for name, p in one.proposed.items() if p > thresholds[name]] if body.get("proposals") else []
@@ -255,14 +262,12 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
 def _take(session: Session, labels, names, corrects: bool = False) -> dict[str, Any]:
     """Takes labels over; with ``corrects`` also what a file no longer says, and that a photo has none of its labels."""
     store, found = session.store, {(photo, name): 1 for photo, given in labels.items() for name in given}
-    for name in names:
-        store.name_label(name)
     decided = {photo: store.decided(photo) for photo in labels}
     for photo, given in labels.items() if corrects else ():
         former = decided[photo]
         found |= {(photo, name): 0 for name in names if name not in given and (former.get(name) or not given)}
     changed = sum(decided[photo].get(name, value) != value for (photo, name), value in found.items())
-    store.decide((photo, name, value) for (photo, name), value in found.items())
+    store.decide(((photo, name, value) for (photo, name), value in found.items()), names)
     session.changed()
     return {"version": store.version, "photos": len(labels), "labels": list(names), "changed": changed}
 

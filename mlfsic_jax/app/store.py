@@ -3,10 +3,12 @@
 Every change is on disk before it is answered. A process that is killed loses nothing, and the file has one writer.
 """
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +59,9 @@ class Store:
                     self._file.execute(statement)
             elif (kind, version) != (_ID, _FORMAT):
                 raise InputError(f"{path} is not of this version of mlfsic_jax.app: {again}")
+            self._file.execute(f"pragma user_version = {_FORMAT}")  # fails where it cannot be written
             self._file.execute("commit")
+            self._opened = _identity(path)
             names = self._file.execute("select name, wordings, threshold from label order by rowid").fetchall()
             decided = self._file.execute("select photo, label, value from decision order by rowid").fetchall()
             self._labels = {name: Label(name, tuple(json.loads(words)), value) for name, words, value in names}
@@ -96,13 +100,19 @@ class Store:
         with self._lock:
             return bool(self._file.execute("select 1 from change limit 1").fetchone())
 
-    def decide(self, decisions: Iterable[tuple[str, str, int | None]]) -> int:
-        """Takes decisions (photo, label, 1, 0 or None for undecided), one step of ``undo``; returns the version."""
+    def decide(self, decisions: Iterable[tuple[str, str, int | None]], names: Iterable[str] = ()) -> int:
+        """Takes decisions (photo, label, 1, 0 or None for undecided), one step of ``undo``; returns the version.
+
+        ``names`` are labels to add before, unless they are there; either all is done or nothing.
+        """
         with self._lock:
+            checked = dict.fromkeys(label_name(name, "the label") for name in names)
+            added = {name: Label(name, (name,), THRESHOLD) for name in checked if name not in self._labels}
             changes = {(photo, label): value for photo, label, value in decisions}
             for _, label in changes:
-                self._known(label)
-            self._write(changes, recorded=True)
+                if label not in added:
+                    self._known(label)
+            self._write(changes, recorded=True, added=added)
             return self.version
 
     def undo(self) -> tuple[str, ...]:
@@ -134,8 +144,8 @@ class Store:
         """Sets the probability above which photos are proposed for a label; returns the version."""
         with self._lock:
             if not 0 <= value <= 1:
-                raise InputError(f"a threshold is between 0 and 1, not {value}")
-            return self._save(self._known(name)._replace(threshold=value))
+                raise InputError(f"a threshold is between 0 and 1, not {shown(value)}")
+            return self._save(self._known(name)._replace(threshold=float(value)))
 
     def remove_label(self, name: str) -> int:
         """Removes a label and all that was decided about it; cannot be undone. Returns the version."""
@@ -156,29 +166,35 @@ class Store:
         return self._labels[name]
 
     def _save(self, label: Label) -> int:
-        row = (label.name, json.dumps(label.wordings, ensure_ascii=False), label.threshold)
-        update = "on conflict do update set wordings = excluded.wordings, threshold = excluded.threshold"
-        self._commit([(f"insert into label values (?, ?, ?) {update}", [row])])
+        self._commit([_of_labels([label])])
         self._labels[label.name] = label
         return self.version
 
-    def _write(self, changes: Mapping[tuple[str, str], int | None], recorded: bool, forget: int = -1) -> None:
-        """Writes decisions (photo, label) -> value, those that change something."""
+    def _write(
+        self,
+        changes: Mapping[tuple[str, str], int | None],
+        recorded: bool,
+        forget: int = -1,
+        added: Mapping[str, Label] = types.MappingProxyType({}),
+    ) -> None:
+        """Writes decisions (photo, label) -> value, those that change something, after labels to add."""
         before = {key: self._decided.get(key[0], {}).get(key[1]) for key in changes}
         changes = {key: value for key, value in changes.items() if value != before[key]}
-        if not changes and forget < 0:
+        if not changes and not added and forget < 0:
             return
         stored = [(to_sql(photo), label, value) for (photo, label), value in changes.items()]
         step = self._file.execute("select coalesce(max(step), 0) + 1 from change").fetchone()[0]
         undo = [(step, to_sql(key[0]), key[1], before[key]) for key in changes] if recorded else []
         self._commit(
             [
+                _of_labels(added.values()),
                 ("delete from decision where photo = ? and label = ?", [row[:2] for row in stored if row[2] is None]),
                 ("insert or replace into decision values (?, ?, ?)", [row for row in stored if row[2] is not None]),
                 ("insert into change values (?, ?, ?, ?)", undo),
                 ("delete from change where step = ?", [(forget,)]),
             ]
         )
+        self._labels |= added
         for (photo, label), value in changes.items():
             self._keep(photo, label, value)
 
@@ -192,6 +208,8 @@ class Store:
             self._decided[photo] = of_photo
 
     def _commit(self, statements: Iterable[tuple[str, Sequence[tuple]]]) -> None:
+        if _identity(self.path) != self._opened:
+            raise InputError(f"{self.path} was moved or deleted, nothing was changed: put it back, and start again")
         try:
             self._file.execute("begin")
             for statement, rows in statements:
@@ -202,6 +220,21 @@ class Store:
                 self._file.execute("rollback")
             raise InputError(f"{self.path} cannot be written ({reason(error)}): nothing was changed") from error
         self.version += 1
+
+
+def _of_labels(labels: Iterable[Label]) -> tuple[str, Sequence[tuple]]:
+    """The statement that writes labels, with its rows."""
+    update = "on conflict do update set wordings = excluded.wordings, threshold = excluded.threshold"
+    rows = [(label.name, json.dumps(label.wordings, ensure_ascii=False), label.threshold) for label in labels]
+    return f"insert into label values (?, ?, ?) {update}", rows
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells that a path leads to the same file as before; None where it leads to none."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def to_sql(photo: str) -> str | bytes:

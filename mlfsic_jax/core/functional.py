@@ -1,12 +1,18 @@
-"""Cosine similarity, the measure of the joint space, the unreduced loss, and a matrix inverse."""
+"""Cosine similarity, the measure of the joint space, the unreduced loss, a matrix inverse, and what labels are."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
     """x / |x| along ``axis``; zero stays zero, with a finite gradient. Exact for |x| in 1e-12 .. 1e16 in float32."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
+
+
+def is_zero_one(labels) -> bool:
+    """Whether labels, an array of any shape, are bool or hold 0 and 1 only; those that are traced are not known yet."""
+    return isinstance(labels, jax.core.Tracer) or labels.dtype == bool or bool(np.isin(labels, (0, 1)).all())
 
 
 def inverse_definite(matrix: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlfsic_jax.core.functional import binary_cross_entropy, unit
+from mlfsic_jax.core.functional import binary_cross_entropy, is_zero_one, unit
 from mlfsic_jax.core.options import one_of, require
 
 SCORE_SCALINGS = ("minmax", "none")
@@ -86,7 +86,8 @@ def lcm_select(
     score.
 
     A pure function of its arguments: works under jit, vmap and shard_map, in float32 and float64; images are
-    independent of each other.
+    independent of each other. Arrays that are sharded over images go through shard_map, or jit with a mesh of axis type
+    Auto.
 
     Args:
       local_features: float [S, h, w, n].
@@ -110,6 +111,11 @@ def lcm_select(
     local_features, labels, label_embeddings = map(jnp.asarray, (local_features, labels, label_embeddings))
     options = LCMOptions(steps, step_size, momentum, score_scaling)
     _check_shapes(local_features, labels, label_embeddings, projection)
+    if not is_zero_one(labels):
+        raise ValueError("labels must be bool, or 0 and 1")
+    for name, number, high in (("threshold", threshold, 1), ("scale", scale, np.inf)):
+        if not _within(number, 0, high):
+            raise ValueError(f"{name} must be in [0, {high}], not {number}")
     dtype = jnp.promote_types(local_features.dtype, jnp.float32)
     features = local_features.astype(dtype)
     if projection is not None:
@@ -129,6 +135,7 @@ def loss_change(regions, labels, label_embeddings, *, scale: float, options: LCM
     scores from log(0.53 / 0.47) = 0.12 on, 0.65 from 0.62 on.
     """
     numbers = {"scale": scale, "step_size": options.step_size, "momentum": options.momentum}
+    numbers = {name: jnp.asarray(number, regions.dtype) for name, number in numbers.items()}
     return _loss_change(regions, labels, label_embeddings, numbers, steps=options.steps, selection=options.selection)
 
 
@@ -170,7 +177,7 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
 
     # Derived from all arguments, not jnp.ones(L): inside shard_map rho must vary over the mesh wherever any of them
     # does, else its gradient is silently summed over devices.
-    ones = jnp.ones_like(agreement @ y)
+    ones = jnp.ones_like(agreement @ y * step_size * momentum)
     (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=gram.dtype))
     if selection == "taylor":
         score = jnp.abs(rho * jax.grad(loss)(rho))  # eq 10

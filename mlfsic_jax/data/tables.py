@@ -24,6 +24,7 @@ _FILE_COLUMNS = {"file", "filename", "file_name", "file_path", "filepath", "path
 _FILE_COLUMNS |= {"image", "image_name", "image_path", "image_url", "img"}
 _LABEL_COLUMNS = {"labels", "label", "tags", "tag", "choice", "choices", "class", "category"}
 _YES, _NO = {"1", "1.0", "true", "x"}, {"", "0", "0.0", "false"}
+FLAGS = (_YES | _NO) - {""}  # capitals do not matter
 _MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "undefined"}
 _MAX_FIELD = 1 << 17  # characters
 _SEPARATORS = "|;#,"  # the first that a file has separates its labels
@@ -214,9 +215,10 @@ def _read_rows(path: pathlib.Path, table: _Rows, finder: Finder) -> Table:
 def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
     """Places of the column of photos and of the column of labels, None where each label has a column."""
     cells = list(zip(*(cells for _, cells in table.rows), strict=True)) or [()] * len(plain)
+    blank = [not any(isinstance(one, list) or str(one or "").strip() for one in cell) for cell in cells]
     flags = [len(plain) > 2 and bool(cell) and None not in map(_flag, cell) for cell in cells]
     files, labels = (
-        [i for i, name in enumerate(plain) if name in known and not flags[i]]
+        [i for i, name in enumerate(plain) if name in known and (not flags[i] or blank[i])]
         for known in (_FILE_COLUMNS, _LABEL_COLUMNS)
     )
     for what, found in (("photo", files), ("labels", labels)):
@@ -227,7 +229,7 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
     if not labels:
         return files[0], None
     marked = [table.columns[i] for i, cell in enumerate(cells) if flags[i] and True in map(_flag, cell)]
-    if "annotation_id" not in plain and len(marked) > 1:
+    if "annotation_id" not in plain and len(marked) > (0 if blank[labels[0]] else 1):
         either = f"in column {plain[labels[0]]!r} or in the 0/1 columns {shown(marked)}"
         raise InputError(f"{table.where}: labels may stand {either}: take one out")
     said = {str(cell).strip() for cell in cells[labels[0]]} - {"", "None"}

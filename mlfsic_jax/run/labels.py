@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from mlfsic_jax.data.tables import FLAGS
 from mlfsic_jax.system.errors import InputError
 from mlfsic_jax.system.untrusted import label_name
 
@@ -37,5 +38,5 @@ def cell_writer(label_names: Iterable[str]) -> Callable[[Sequence[str]], str]:
 
     As a|b or, where names could be taken for several or for flags, as a list in JSON.
     """
-    in_lists = any(_SEPARATORS & set(name) or name[0] in "[{" or name in ("0", "1") for name in label_names)
+    in_lists = any(_SEPARATORS & set(name) or name[0] in "[{" or name.casefold() in FLAGS for name in label_names)
     return (lambda names: json.dumps(names, ensure_ascii=False) if names else "") if in_lists else "|".join

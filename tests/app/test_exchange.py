@@ -190,6 +190,23 @@ def test_an_export_without_decisions_is_refused():
         content(PHOTOS[1:4])
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("csv", ("a\nb.jpg", "\udcff.jpg", " a.jpg", "c:/a.jpg")),
+        ("coco", ("a\tb.jpg", "\u2028.jpg")),
+        ("label-studio", ("a\\b.jpg", "\udcff.jpg")),
+    ],
+)
+def test_photos_that_would_not_be_read_back_are_left_out_and_named(kind, names):
+    photos = decided((*names, "good.jpg"), [["cat"]] * (len(names) + 1))
+    skipped = []
+    _, _, text = content(photos, kind, skipped=skipped)
+    assert b"good.jpg" in text and len(skipped) == len(names) and all("rename the photo" in line for line in skipped)
+    with pytest.raises(InputError, match="rename the photo"):
+        content(photos[:-1], kind)
+
+
 # --- imports
 
 KNOWN = ("a.jpg", "deep/b.jpg", "deep/c d.jpg", "\u00e9.jpg")
@@ -234,6 +251,26 @@ def test_predictions_are_found_by_their_paths(read, tmp_path):
     for start in ("holiday/", "../x/holiday/", f"{tmp_path}/holiday/", "x\\holiday\\"):
         labels, _, skipped = read("predictions.csv", f"file,labels\n{start}a.jpg,cat\n{start}deep/b.jpg,\n")
         assert labels == {"a.jpg": ("cat",), "deep/b.jpg": ()} and skipped == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "label-studio"])
+def test_a_sub_folder_may_be_called_like_the_folder(tmp_path, kind):
+    names = ("x.jpg", "nest/x.jpg", "2020/nest/x.jpg")
+    photos = decided(names, [["cat"], ["dog"], ["cat", "dog"]], ("cat", "dog"))
+    for chosen in (photos, photos[:1], photos[1:2], photos[2:]):
+        file, _, text = content(chosen, kind, label_names=("cat", "dog"), folder="nest")
+        root = tmp_path / "nest"
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        found, _, skipped = exchange.read(file, text, names, root)
+        assert found == {photo.name: photo.yes for photo in chosen} and skipped == []
+    # Predictions have the folder's own name before all of these; one line alone can be read in two ways.
+    lines = "file,labels\nnest/x.jpg,cat\nnest/nest/x.jpg,dog\n"
+    assert exchange.read("p.csv", lines.encode(), names, root)[0] == {"x.jpg": ("cat",), "nest/x.jpg": ("dog",)}
+    with pytest.raises(InputError, match="write paths as seen from the folder of photos, beginning with ./"):
+        exchange.read("p.csv", b"file,labels\nnest/x.jpg,cat\n", names, root)
+    assert exchange.read("p.csv", b"file,labels\n./nest/x.jpg,cat\n", names, root)[0] == {"nest/x.jpg": ("cat",)}
 
 
 def test_the_name_of_an_import_is_no_path(read):

@@ -289,7 +289,7 @@ def test_where_copies_cannot_go(tmp_path, monkeypatch):
         if enough:
             assert keywords.write(tmp_path / "mine", tmp_path / "out", [("a.jpg", ["cat"])]) == []
         else:
-            refused(tmp_path / "out", "out has 0 MiB free and the copies need 0: give another folder")
+            refused(tmp_path / "out", "out has 0 MiB free and the copies need 1: give another folder")
             assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "exiv2", None)
     refused(tmp_path / "more", r'exiv2 is missing, which keywords need: pip install "mlfsic_jax\[keywords\]"')

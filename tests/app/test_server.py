@@ -134,6 +134,11 @@ def test_names_are_sent_as_they_are(session, ask):
         ("/api/decide", {}, "decisions is missing"),
         ("/api/labels", {"name": "a\nb"}, "contains a line break"),
         ("/api/labels", {"name": 3}, "name is missing or wrong"),
+        ("/api/labels", {"name": "y", "wordings": "abc"}, "wordings is missing or wrong"),
+        ("/api/labels", {"name": "y", "wordings": [5]}, "wordings is missing or wrong"),
+        ("/api/threshold", {"label": "cat", "value": 10**400}, "between 0 and 1"),
+        ("/api/keywords", {"out": " "}, "out is no folder"),
+        ("/api/keywords", {"out": "a\0b"}, "out is no folder"),
         ("/api/import", {"name": "a.csv", "content": "nonsense"}, "a.csv"),
         ("/api/threshold", {"label": "cat", "value": 3}, "between 0 and 1"),
         ("/api/photos/99/reasons", None, "no photo 99"),
@@ -199,6 +204,19 @@ def test_keywords_go_into_copies(session, ask, tmp_path):
     with Image.open(tmp_path / "copies" / "side.jpg") as copy, Image.open(session.collection.path(i)) as original:
         assert b"hot dog" in copy.info["xmp"]
         np.testing.assert_array_equal(np.asarray(copy), np.asarray(original))
+
+
+def test_an_export_has_decided_photos_that_cannot_be_read_any_more_and_says_what_it_leaves_out(session, ask):
+    session.store.decide([("damaged.jpg", "cat", 1), ("0.png", "dog", 1)])
+    answer, content = ask.raw("GET", "/api/export?format=csv")
+    assert content == b"file,labels\r\n0.png,dog\r\ndamaged.jpg,cat\r\n"
+    assert json.loads(answer.headers["X-Left-Out"]) == []
+
+
+def test_a_label_that_is_named_again_keeps_its_wordings(session, ask):
+    ask("/api/labels", {"name": "cow", "wordings": ["cow", "bull"]})
+    ask("/api/labels", {"name": "cow", "wordings": []})
+    assert ask("/api/state")["labels"][-1]["wordings"] == ["cow", "bull"]
 
 
 def test_proposals_are_exported_once_they_are_there(folder, predictor, tmp_path):

@@ -1,5 +1,6 @@
 """A folder that is being labelled."""
 
+import sqlite3
 import time
 
 import numpy as np
@@ -216,6 +217,27 @@ def test_what_fails_in_the_background_is_told_on_the_page(folder, predictor, tmp
         time.sleep(0.01)
     session.close()
     assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["pages", "text", "blob"])
+def test_a_damaged_cache_is_made_anew(session, folder, predictor, tmp_path, capsys, damage):
+    session.close()
+    (file,) = (tmp_path / "cache" / "app").glob("*.sqlite")
+    if damage == "blob":
+        with sqlite3.connect(file) as cache:
+            cache.execute("update feature set x = x'00'")
+        cache.close()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(
+            b"no database " * 999 if damage == "text" else content[:4096] + b"\xff" * (len(content) - 4096)
+        )
+    again = open_session(folder, None, predictor, tmp_path / "cache")
+    assert "is damaged: computing features again" in capsys.readouterr().out
+    assert not (again.collection.embedded == 1).any()
+    again.collection.embed_all(lambda: None)
+    assert (again.collection.embedded == 1).sum() == 9
+    again.close()
 
 
 def test_an_empty_folder_is_refused(tmp_path, predictor):

@@ -139,6 +139,37 @@ def test_files_of_something_else_are_left_alone(tmp_path):
     assert other.read_bytes() == before
 
 
+def test_a_file_that_was_moved_or_deleted_takes_no_decisions(store, path):
+    path.rename(path.with_name("moved.sqlite"))
+    with pytest.raises(InputError, match="was moved or deleted, nothing was changed: put it back"):
+        store.decide([("a", "cat", 1)])
+    path.touch()  # another file
+    with pytest.raises(InputError, match="was moved or deleted"):
+        store.decide([("a", "cat", 1)])
+    path.with_name("moved.sqlite").rename(path)
+    store.decide([("a", "dog", 1)])
+    assert reopened(store).decisions() == {"a": {"dog": 1}}
+
+
+def test_labels_and_decisions_are_added_together_or_not_at_all(store, monkeypatch):
+    store.decide([("a", "cow", 1)], ["cat", "cow"])
+    assert [label.name for label in store.labels()] == ["cat", "dog", "cow"] and store.decided("a") == {"cow": 1}
+    with pytest.raises(InputError, match="no label 'owl'"):
+        store.decide([("a", "owl", 1)], ["hen"])
+    monkeypatch.setattr(store, "_opened", None)
+    with pytest.raises(InputError, match="nothing was changed"):
+        store.decide([("a", "hen", 1)], ["hen"])
+    assert [label.name for label in store.labels()] == ["cat", "dog", "cow"] and store.decided("a") == {"cow": 1}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written_is_refused(store, path):
+    store.close()
+    path.chmod(0o400)
+    with pytest.raises(InputError, match="cannot be opened"):
+        Store(path)
+
+
 def test_a_killed_app_loses_nothing(path):
     program = (
         "import os, signal, sys; from mlfsic_jax.app.store import Store; from pathlib import Path\n"

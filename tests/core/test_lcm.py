@@ -374,6 +374,29 @@ def test_works_inside_shard_map(selected):
     np.testing.assert_array_equal(jax.jit(mapped)(features, labels, words).keep, selected.keep)
 
 
+def test_numbers_may_vary_over_the_mesh(selected):
+    features, labels, words, _ = (jnp.asarray(x, jnp.float32) for x in case())
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    for name, value in (("step_size", 1.0), ("momentum", 0.95), ("scale", 10.0), ("threshold", 0.53)):
+        mapped = jax.shard_map(
+            lambda *arrays, name=name: lcm_select(*arrays[:3], **{name: arrays[3][0]}),
+            mesh=mesh,
+            in_specs=(P(), P(), P(), P("data")),
+            out_specs=P("data"),
+        )
+        np.testing.assert_array_equal(jax.jit(mapped)(features, labels, words, jnp.array([value])).keep, selected.keep)
+
+
+def test_numbers_of_numpy_leave_the_precision_of_the_features(selected):
+    features, labels, words, _ = (np.asarray(x, np.float32) for x in case())
+    with jax.enable_x64(True):
+        got = lcm_select(
+            features, labels, words, step_size=np.float64(1.0), momentum=np.float64(0.95), scale=np.float64(10)
+        )
+    assert got.score.dtype == np.float32
+    np.testing.assert_array_equal(got.keep, selected.keep)
+
+
 def test_numbers_may_be_traced():
     features, labels, words, _ = case()
     numbers = {"step_size": 0.5, "momentum": 0.9, "threshold": 0.6}
@@ -398,6 +421,11 @@ def test_numbers_may_be_traced():
         ({"projection": np.zeros((N + 1, N))}, r"projection must be \[n, d\] with n = 10"),
         ({"projection": np.zeros(N)}, r"projection must be \[n, d\]"),
         ({"projection": np.zeros((N, N + 1))}, r"label_embeddings must be \[C, d\] = \(6, 11\)"),
+        ({"labels": np.full((S, C), -1)}, "labels must be bool, or 0 and 1"),
+        ({"labels": np.full((S, C), np.nan)}, "labels must be bool, or 0 and 1"),
+        ({"threshold": 2.0}, r"threshold must be in \[0, 1\], not 2.0"),
+        ({"threshold": float("nan")}, "threshold must be in"),
+        ({"scale": -1.0}, "scale must be in"),
         ({"steps": 0}, "steps"),
         ({"steps": 2.0}, "steps = 2.0: must be a whole number"),
         ({"momentum": 1.5}, "momentum"),

@@ -176,7 +176,7 @@ function choose(label) {
 async function addLabels(text) {
   for (const part of text.split(",").filter((piece) => piece.trim())) {
     const [name, ...given] = part.split("=");
-    const wordings = given.length ? given.join("=").split("|") : [name];
+    const wordings = given.length ? given.join("=").split("|") : []; // none given: it keeps those that it has
     sortWhenFitted = (await change("api/labels", { name: name.trim(), wordings })).version;
     say(`Added ${name.trim()}`);
   }
@@ -589,7 +589,7 @@ const exportFile = (format) => attempt(async () => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   $("files").hidePopover();
-  say(`Exported ${download}`);
+  tell(`Exported ${download}`, JSON.parse(reply.headers.get("X-Left-Out")));
 });
 
 async function importFile(file) {
