@@ -174,7 +174,7 @@ def test_large_exports_come_in_few_pieces():
         ("coco", "c:/a.jpg", "cat", "'c:/a.jpg': it would be read as a path on a Windows machine: rename"),
         ("label-studio", "a\\b.jpg", "cat", "the backslash would be read as a folder: rename the photo"),
         ("csv", "a.jpg", "cat ", "the label 'cat ' has spaces around it"),
-        ("csv", "a.jpg", "e\u0301", "accents in pieces: rename it"),
+        ("csv", "a.jpg", "e\u0301", "accents in pieces or invisible characters: rename it"),
         ("coco", "a.jpg", "c\nat", "contains a line break or control character: remove it"),
         ("label-studio", "a.jpg", "c\uffffat", "contains a character that XML lacks: remove it"),
     ],
