@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "mlfsic_jax").rglob("*.py"))
-LINES_OF_MODULE, LINES_OF_FUNCTION, ARGUMENTS, LINES_IN_ALL = 400, 60, 8, 18_500
+LINES_OF_MODULE, LINES_OF_FUNCTION, ARGUMENTS, LINES_IN_ALL = 400, 60, 8, 19_000
 
 
 def n_lines(path):

@@ -111,11 +111,7 @@ def lcm_select(
     local_features, labels, label_embeddings = map(jnp.asarray, (local_features, labels, label_embeddings))
     options = LCMOptions(steps, step_size, momentum, score_scaling)
     _check_shapes(local_features, labels, label_embeddings, projection)
-    if not is_zero_one(labels):
-        raise ValueError("labels must be bool, or 0 and 1")
-    for name, number, high in (("threshold", threshold, 1), ("scale", scale, np.inf)):
-        if not _within(number, 0, high):
-            raise ValueError(f"{name} must be in [0, {high}], not {number}")
+    _check_values(labels, scale, threshold)
     dtype = jnp.promote_types(local_features.dtype, jnp.float32)
     features = local_features.astype(dtype)
     if projection is not None:
@@ -228,6 +224,14 @@ def _minmax(x, tolerance):
     low, high = jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
     constant = high - low <= tolerance
     return jnp.where(constant, 1.0, (x - low) / jnp.where(constant, 1.0, high - low))
+
+
+def _check_values(labels, scale, threshold):
+    if not is_zero_one(labels):
+        raise ValueError("labels must be bool, or 0 and 1")
+    for name, number, high in (("threshold", threshold, 1), ("scale", scale, np.inf)):
+        if not _within(number, 0, high):
+            raise ValueError(f"{name} must be in [0, {high}], not {number}")
 
 
 def _check_shapes(local_features, labels, label_embeddings, projection):
