@@ -75,7 +75,9 @@ def export(
         raise InputError(f"the format {shown(kind)} must be one of {', '.join(KINDS)}")
     for name in label_names:
         if label_name(name, "labels") != name:
-            raise InputError(f"the label {shown(name)} has spaces around it, accents in pieces or invisible characters: rename it")
+            raise InputError(
+                f"the label {shown(name)} has spaces around it, accents in pieces or invisible characters: rename it"
+            )
     if kind == "label-studio-config":
         return *KINDS[kind], iter([label_studio.prepare(label_names, (), ".").config.encode()])
     chosen = [photo for photo in photos if proposals or _is_told(photo, label_names)]
