@@ -129,7 +129,10 @@ def fit(
       InputError: a label has no photo, no word vector or no counter-example, a photo cannot be read, or the model was
         not trained for the method.
     """
-    names, matrix = _label_matrix(photos, labels, label_names)
+    if not is_many(photos):
+        raise InputError("fit takes several photos: give [photo], and its labels as [[label, ..]]")
+    photos = list(photos)
+    names, matrix = _label_matrix(photos, list(labels), label_names)
     median = statistics.median(matrix.sum(axis=0).tolist())
     trained = nearest_shots(predictor, median)
     note = _note(predictor, trained, method, median)

@@ -41,6 +41,8 @@ def words_of(
         return None, ""
     if not method.words_from:
         return _word_vectors(predictor, names, word_width(trained.stores), vectors), ""
+    if wordings is not None and not isinstance(wordings, Mapping):
+        raise InputError('wordings must be a dict from labels to wordings, such as {"dog": ["dog", "puppy"]}')
     given = {label_name(name, "wordings"): label_names_of(texts, name) for name, texts in (wordings or {}).items()}
     if unknown := [name for name in given if name not in names]:
         raise InputError(f"wordings has {unknown[0]!r}, which is not among the labels {', '.join(names)}")

@@ -160,6 +160,7 @@ def test_a_name_that_the_encoder_cannot_read_needs_photos(data_dir, photos):
         (1, [None], {}, r"None is neither a label nor a list of labels: give \[\] for none"),
         (1, [float("nan")], {}, "nan is neither a label"),
         (1, ["cat"], {"wordings": {"cat": []}}, "wordings has none for 'cat'"),
+        (1, ["cat"], {"wordings": ["cat"]}, "wordings must be a dict from labels to wordings"),
     ],
 )
 def test_odd_arguments_are_told(data_dir, photos, photos_given, labels, options, message):
@@ -172,6 +173,13 @@ def test_a_column_of_paths_is_many_photos(data_dir, photos):
     assert few.predict(np.array(photos[:3], object)).probabilities.shape == (3, 2)
     with pytest.raises(InputError, match="number 1 is NoneType"):
         few.predict(None)
+
+
+def test_support_photos_are_several_of_any_kind_of_iterable(data_dir, photos):
+    model = mf.load(data_dir=data_dir)
+    assert mf.fit(model, iter(photos[:2]), iter(["cat", "dog"])).label_names == ("cat", "dog")
+    with pytest.raises(InputError, match=r"fit takes several photos: give \[photo\]"):
+        mf.fit(model, "1.jpg", ["cat"])
 
 
 def test_names_are_spelled_one_way(data_dir, photos):
