@@ -125,7 +125,7 @@ def _labels(flags: argparse.Namespace) -> tuple[dict[Path, list[str]], list[str]
         return {}, names, wordings
     table = expand(flags.support)
     if not table.is_file():
-        why = "is a folder: give a table of its photos" if table.is_dir() else "no such file"
+        why = "is a folder, give a table of its photos" if table.is_dir() else "no such file"
         raise InputError(f"--support={flags.support}: {why}; it has the columns file,labels, see the README")
     labels, given = read_csv(table, anywhere=True)
     if not labels:

@@ -1,5 +1,6 @@
 """The photos of a folder: their features and thumbnails, made once in the background and kept in the cache."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -70,7 +71,7 @@ class Collection:
             try:
                 self._open(file)
             except (sqlite3.DatabaseError, ValueError) as error:
-                if isinstance(error, sqlite3.OperationalError):
+                if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
                     raise
                 print(f"the cache {file} is damaged: computing features again")
                 self._file.close()
@@ -134,13 +135,13 @@ class Collection:
     def thumbnail(self, i: int) -> bytes:
         """``jpeg`` of ``THUMBNAIL`` pixels, from the cache once it was made."""
         stored, state = to_sql(self.names[i]), self.state(i)
-        with self._lock:
-            query = "select jpeg from thumbnail where name = ? and state = ?"
+        query, found = "select jpeg from thumbnail where name = ? and state = ?", None
+        with self._lock, contextlib.suppress(sqlite3.DatabaseError):  # damaged: it is made again
             found = self._file.execute(query, (stored, state)).fetchone()
         if found:
             return found[0]
         made = self.jpeg(i, THUMBNAIL)
-        with self._lock:
+        with self._lock, contextlib.suppress(sqlite3.DatabaseError):  # a full disk, say: it is made again
             if not self._stop.is_set():
                 self._file.execute("insert or replace into thumbnail values (?, ?, ?)", (stored, state, made))
         return made

@@ -39,13 +39,17 @@ class Marked(NamedTuple):
 class _FromOutside(Finder):
     """Takes paths that lead to the folder, as predictions and exports have them: folder/a.jpg, .../folder/a.jpg."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._top = folder.resolve()
+
     def find(self, name: Any, where: str) -> Path:
         path = name.replace("\\", "/") if isinstance(name, str) else ""
         path = unquote(path.partition("?d=")[2]) or path  # of Label Studio's server
-        folder = self._folder.resolve()
-        from_inside = path.startswith(("./", f"{folder}/"))
-        inside = "" if from_inside else f"/{path}".partition(f"/{folder.name}/")[2]
-        return super().find(inside or name, where)
+        from_inside = path.startswith("./") and (self._folder / path).exists()
+        if not from_inside and not path.startswith(f"{self._top}/"):
+            name = f"/{path}".partition(f"/{self._top.name}/")[2] or name
+        return super().find(name, where)
 
 
 class _Row(NamedTuple):

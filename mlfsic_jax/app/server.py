@@ -22,7 +22,7 @@ from mlfsic_jax.app.collection import Collection
 from mlfsic_jax.app.reasons import Reasons
 from mlfsic_jax.app.session import Session, marked
 from mlfsic_jax.system.errors import InputError
-from mlfsic_jax.system.untrusted import expand, shown
+from mlfsic_jax.system.untrusted import expand, printable, shown
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # as they stand in an address
 _COOKIE = "mlfsic_token"
@@ -247,9 +247,7 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
 
     @app.post("/api/keywords")
     def write_keywords(body: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        if not (where := _get(body, "out", str).strip()).isprintable() or not where:
-            raise InputError(f"out is no folder: {shown(where)}")
-        out, thresholds = expand(where), session.thresholds()
+        out, thresholds = expand(printable(_get(body, "out", str), "out")), session.thresholds()
         given = []
         for one in photos(bool(body.get("proposals"))):
             above = [name for name, p in one.proposed.items() if p > thresholds[name]] if body.get("proposals") else []

@@ -45,7 +45,7 @@ class LCMOptions:
 
 def _within(value, low: float, high: float = np.inf) -> bool:
     """Whether a number is in a range; one that is traced is not known yet."""
-    return isinstance(value, jax.core.Tracer) or low <= value <= high
+    return isinstance(value, jax.core.Tracer) or bool(np.all((low <= value) & (value <= high)))
 
 
 class LCMSelection(NamedTuple):
@@ -173,7 +173,7 @@ def _loss_change_of_image(gram, agreement, y, *, scale, steps, step_size, moment
 
     # Derived from all arguments, not jnp.ones(L): inside shard_map rho must vary over the mesh wherever any of them
     # does, else its gradient is silently summed over devices.
-    ones = jnp.ones_like(agreement @ y * step_size * momentum)
+    ones = jnp.ones_like(agreement @ y * scale * step_size * momentum)
     (rho, score), _ = jax.lax.scan(iteration, (ones, 0 * ones), jnp.arange(1, steps + 1, dtype=gram.dtype))
     if selection == "taylor":
         score = jnp.abs(rho * jax.grad(loss)(rho))  # eq 10
@@ -229,9 +229,9 @@ def _minmax(x, tolerance):
 def _check_values(labels, scale, threshold):
     if not is_zero_one(labels):
         raise ValueError("labels must be bool, or 0 and 1")
-    for name, number, high in (("threshold", threshold, 1), ("scale", scale, np.inf)):
+    for name, number, high in (("threshold", threshold, 1.0), ("scale", scale, np.finfo(np.float32).max)):
         if not _within(number, 0, high):
-            raise ValueError(f"{name} must be in [0, {high}], not {number}")
+            raise ValueError(f"{name} must be from 0 to {high:g}, not {number}")
 
 
 def _check_shapes(local_features, labels, label_embeddings, projection):

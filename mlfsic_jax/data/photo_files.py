@@ -98,6 +98,7 @@ class Finder:
 
     def __init__(self, folder: pathlib.Path, anywhere: bool = False, first: Sequence[pathlib.Path] = ()) -> None:
         self._folder, self._anywhere, self._places = folder, anywhere, (*first, folder)
+        self._tops = (f"{folder.absolute()}/", f"{folder.resolve()}/")
         self._spellings: dict[pathlib.Path, dict[str, list[str]]] = {}  # of a folder: plain name -> names
         self._named: dict[pathlib.Path, str] = {}  # photo -> what led to it
 
@@ -133,10 +134,7 @@ class Finder:
             return name
         if self._anywhere:
             return str(expand(name)) if name.startswith("~") else name
-        for top in (self._folder.absolute(), self._folder.resolve()):
-            if name.startswith(f"{top}/"):
-                return name.removeprefix(f"{top}/")
-        return name
+        return next((name.removeprefix(top) for top in self._tops if name.startswith(top)), name)
 
     def _once(self, photo: pathlib.Path, name: str, where: str) -> pathlib.Path:
         other = self._named.setdefault(photo, name)

@@ -221,6 +221,7 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
         [i for i, name in enumerate(plain) if name in known and (not flags[i] or blank[i])]
         for known in (_FILE_COLUMNS, _LABEL_COLUMNS)
     )
+    files, labels = ([i for i in found if not blank[i]] or found for found in (files, labels))
     for what, found in (("photo", files), ("labels", labels)):
         if len(found) > 1:
             raise InputError(f"{table.where}: columns {shown([plain[i] for i in found])} may hold the {what}: keep one")
@@ -236,7 +237,7 @@ def _columns(table: _Rows, plain: Sequence[str]) -> tuple[int, int | None]:
     if said and None not in map(_flag, said):
         raise InputError(
             f"{table.where}: column {plain[labels[0]]!r} has {' and '.join(sorted(said))} only: "
-            "call it as the label, or name labels"
+            "rename it to the label, or write names of labels in it"
         )
     return files[0], labels[0]
 
@@ -345,7 +346,7 @@ def _parts(text: str, separator: str) -> list[str]:
 
 def _plain(column: Any) -> str:
     name = str(column).strip().strip('"').strip().casefold()
-    return "" if re.fullmatch(r"unnamed: \d+", name) else name  # pandas calls columns without a name so
+    return "" if re.fullmatch(r"unnamed: \d+(\.\d+)?", name) else name  # pandas calls columns without a name so
 
 
 def _flag(cell: Any) -> bool | None:

@@ -31,7 +31,7 @@ def read(names_file: pathlib.Path) -> Table:
     """
     folder, classes = names_file.parent, _names(names_file)
     for other in (folder / name for name in _NAMES_FILES if (folder / name).is_file()):
-        if _names(other) != classes:
+        if _names(other, classes) != classes:
             raise InputError(f"{names_file} and {other.name} name the classes differently: keep the one that is right")
     texts = _text_files(photos_below(folder), folder)
     labels: dict[pathlib.Path, list[str]] = {}
@@ -74,12 +74,13 @@ def _places(photo: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder.joinpath(*parts[:place], "labels", *parts[place + 1 :]), beside]
 
 
-def _names(path: pathlib.Path) -> dict[int, str]:
-    """Number -> name of the classes."""
+def _names(path: pathlib.Path, default: dict[int, str] | None = None) -> dict[int, str]:
+    """Number -> name of the classes; ``default`` for a file without names."""
     if path.suffix not in (".yaml", ".yml"):
         lines = list(text_lines(path, "save it in UTF-8"))
+        numbered = all(re.match(rf"{number - 1}[\s:,]", line) for number, line in lines)
         for number, line in lines:
-            if line.startswith("#") or re.match(rf"{number - 1}[\s:,]", line):
+            if numbered or line.startswith("#"):
                 raise InputError(f"{path}, line {number}: {shown(line)}: write the names of the classes alone")
         return {number - 1: label_name(line, str(path)) for number, line in lines}
     import yaml
@@ -92,6 +93,8 @@ def _names(path: pathlib.Path) -> dict[int, str]:
     numbered: Any = names.items() if isinstance(names, Mapping) else enumerate(names) if _is_list(names) else ()
     with reported(f"{path}: the names of the classes are not numbered", "correct it", (ValueError, TypeError)):
         classes = {int(number): label_name(name, str(path)) for number, name in numbered}
+    if not classes and default is not None:
+        return default
     if not classes:
         raise InputError(f"{path} has no names of classes: add a line such as names: [cat, dog]")
     return classes

@@ -13,8 +13,8 @@ _SEPARATORS = set("|;#,")  # of labels in a cell
 
 def parse_labels(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """Names and wordings of ``--labels``: "cat, dog = dog | puppy" -> ["cat", "dog"], {"dog": ["dog", "puppy"]}."""
-    if os.path.isfile(text):
-        raise InputError(f"--labels={text} is a file: write names with commas between them, or give it as --support")
+    if os.path.splitext(text)[1] and os.path.isfile(text):
+        raise InputError(f"--labels={text} is a file: write names with commas between them")
     names, wordings = [], {}
     for part in text.split(","):
         name, given, wording = (piece.strip() for piece in part.partition("="))

@@ -52,8 +52,8 @@ def claim(workdir: Path, config: ConfigDict, settings: dict) -> None:
     wanted = {name: fields[name] for name in ("seed", "backbone", "augment")} | {"data": data_fields} | settings
     wanted = json.loads(json.dumps(wanted))
     # A run that ended before anything was trained holds nothing to lose.
-    results = [found for pattern in ("checkpoints*/*", "results.json", "episodes_*") for found in workdir.glob(pattern)]
-    if parallel.is_first() and not (path.exists() and results):
+    trained = any(any(workdir.glob(pattern)) for pattern in ("checkpoints*/*", "results.json", "*.safetensors"))
+    if parallel.is_first() and not (path.exists() and trained):
         write_json(path, wanted)
     parallel.wait_for_all()
     try:

@@ -100,6 +100,13 @@ def label_name(name: Any, where: str) -> str:
     return unicodedata.normalize("NFC", visible)
 
 
+def printable(text: str, where: str) -> str:
+    """The text, stripped; ``InputError``, naming ``where``, when nothing is left or it has control characters."""
+    if not text.strip() or _UNPRINTABLE.search(text):
+        raise InputError(f"{where}: {shown(text)} is empty or contains a control character: write it without")
+    return text.strip()
+
+
 def photo_path(path: Any, where: str, folder: pathlib.Path, anywhere: bool = False) -> pathlib.PurePosixPath:
     """Checks the path of a photo, which must stay inside a folder, unless it may be ``anywhere``.
 

@@ -248,7 +248,7 @@ def test_an_import_of_label_studio_finds_uploads_and_served_photos(read):
 
 
 def test_predictions_are_found_by_their_paths(read, tmp_path):
-    for start in ("holiday/", "../x/holiday/", f"{tmp_path}/holiday/", "x\\holiday\\"):
+    for start in ("holiday/", "./holiday/", "../x/holiday/", f"{tmp_path}/holiday/", "x\\holiday\\"):
         labels, _, skipped = read("predictions.csv", f"file,labels\n{start}a.jpg,cat\n{start}deep/b.jpg,\n")
         assert labels == {"a.jpg": ("cat",), "deep/b.jpg": ()} and skipped == []
 

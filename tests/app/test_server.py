@@ -137,8 +137,8 @@ def test_names_are_sent_as_they_are(session, ask):
         ("/api/labels", {"name": "y", "wordings": "abc"}, "wordings is missing or wrong"),
         ("/api/labels", {"name": "y", "wordings": [5]}, "wordings is missing or wrong"),
         ("/api/threshold", {"label": "cat", "value": 10**400}, "between 0 and 1"),
-        ("/api/keywords", {"out": " "}, "out is no folder"),
-        ("/api/keywords", {"out": "a\0b"}, "out is no folder"),
+        ("/api/keywords", {"out": " "}, "out: ' ' is empty or contains"),
+        ("/api/keywords", {"out": "a\0b"}, "out: 'a\\x00b' is empty or contains"),
         ("/api/import", {"name": "a.csv", "content": "nonsense"}, "a.csv"),
         ("/api/threshold", {"label": "cat", "value": 3}, "between 0 and 1"),
         ("/api/photos/99/reasons", None, "no photo 99"),
@@ -211,6 +211,22 @@ def test_an_export_has_decided_photos_that_cannot_be_read_any_more_and_says_what
     answer, content = ask.raw("GET", "/api/export?format=csv")
     assert content == b"file,labels\r\n0.png,dog\r\ndamaged.jpg,cat\r\n"
     assert json.loads(answer.headers["X-Left-Out"]) == []
+
+
+def test_an_export_says_what_it_leaves_out(folder, predictor, tmp_path):
+    names = [f"{i}\n.png" for i in range(23)]
+    for name in names:
+        (folder / name).write_bytes((folder / "0.png").read_bytes())
+    session = open_session(folder, None, predictor, tmp_path / "cache")
+    session.store.decide([(name, "cat", 1) for name in ("0.png", *names)], ["cat"])
+    server, thread, ask = serve(create_app(session))
+    answer, content = ask.raw("GET", "/api/export?format=csv")
+    told = json.loads(answer.headers["X-Left-Out"])
+    assert content == b"file,labels\r\n0.png,cat\r\n" and len(told) == 21 and told[-1] == "and 3 more"
+    assert "rename the photo" in told[0]
+    server.should_exit = True
+    thread.join()
+    session.close()
 
 
 def test_a_label_that_is_named_again_keeps_its_wordings(session, ask):

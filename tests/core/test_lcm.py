@@ -360,6 +360,9 @@ def test_several_thresholds_at_once(score_scaling):
             np.testing.assert_array_equal(got[t, k], expected)
         one = select_positions(jnp.asarray(scores), float(threshold), score_scaling=score_scaling)
         np.testing.assert_array_equal(got[t], one)
+    features, labels, words, _ = case()
+    of_images = lcm_select(features, labels, words, threshold=np.full((S, 1), 0.6))
+    np.testing.assert_array_equal(of_images.keep, lcm_select(features, labels, words, threshold=0.6).keep)
 
 
 def test_works_inside_shard_map(selected):
@@ -372,19 +375,6 @@ def test_works_inside_shard_map(selected):
     # Labels and words of the device alone, the same features everywhere.
     mapped = jax.shard_map(lcm_select, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P("data"))
     np.testing.assert_array_equal(jax.jit(mapped)(features, labels, words).keep, selected.keep)
-
-
-def test_numbers_may_vary_over_the_mesh(selected):
-    features, labels, words, _ = (jnp.asarray(x, jnp.float32) for x in case())
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    for name, value in (("step_size", 1.0), ("momentum", 0.95), ("scale", 10.0), ("threshold", 0.53)):
-        mapped = jax.shard_map(
-            lambda *arrays, name=name: lcm_select(*arrays[:3], **{name: arrays[3][0]}),
-            mesh=mesh,
-            in_specs=(P(), P(), P(), P("data")),
-            out_specs=P("data"),
-        )
-        np.testing.assert_array_equal(jax.jit(mapped)(features, labels, words, jnp.array([value])).keep, selected.keep)
 
 
 def test_numbers_of_numpy_leave_the_precision_of_the_features(selected):
@@ -423,9 +413,10 @@ def test_numbers_may_be_traced():
         ({"projection": np.zeros((N, N + 1))}, r"label_embeddings must be \[C, d\] = \(6, 11\)"),
         ({"labels": np.full((S, C), -1)}, "labels must be bool, or 0 and 1"),
         ({"labels": np.full((S, C), np.nan)}, "labels must be bool, or 0 and 1"),
-        ({"threshold": 2.0}, r"threshold must be in \[0, 1\], not 2.0"),
-        ({"threshold": float("nan")}, "threshold must be in"),
-        ({"scale": -1.0}, "scale must be in"),
+        ({"threshold": 2.0}, "threshold must be from 0 to 1, not 2.0"),
+        ({"threshold": float("nan")}, "threshold must be from"),
+        ({"scale": -1.0}, "scale must be from"),
+        ({"scale": float("inf")}, "scale must be from"),
         ({"steps": 0}, "steps"),
         ({"steps": 2.0}, "steps = 2.0: must be a whole number"),
         ({"momentum": 1.5}, "momentum"),
@@ -459,6 +450,16 @@ mapped = jax.shard_map(lcm_select, mesh=mesh, in_specs=(P(), P("devices"), P()),
 alone = [lcm_select(images, labels[i : i + 2], words) for i in range(0, 8, 2)]
 for a, b in zip(jax.jit(mapped)(images, labels, words), zip(*alone)):
     np.testing.assert_allclose(a, np.concatenate(b), atol=1e-4)
+
+# The same images and labels everywhere, another number on every device.
+labels = labels[:2]
+for name, values in (("scale", (10, 5, 2, 1)), ("step_size", (1, 0.5, 2, 0.1)), ("momentum", (0.9, 0.5, 0.1, 0))):
+    def select(*arrays):
+        return lcm_select(*arrays[:3], **{name: arrays[3][0]})
+    mapped = jax.shard_map(select, mesh=mesh, in_specs=(P(), P(), P(), P("devices")), out_specs=P("devices"))
+    alone = [lcm_select(images, labels, words, **{name: np.float32(value)}) for value in values]
+    for a, b in zip(jax.jit(mapped)(images, labels, words, np.array(values, np.float32)), zip(*alone)):
+        np.testing.assert_allclose(a, np.concatenate(b), atol=1e-4, err_msg=name)
 """
 
 

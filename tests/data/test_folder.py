@@ -281,6 +281,7 @@ def test_yolo(tmp_path, photo, text, names_file, names):
         ("classes.txt", "dog\ncat\n", "data.yaml and classes.txt name the classes differently: keep the one"),
         ("classes.txt", "# mine\ncat\n", "classes.txt, line 1: '# mine': write the names of the classes alone"),
         ("classes.txt", "0 cat\n1 dog\n", "classes.txt, line 1: '0 cat': write the names of the classes alone"),
+        ("classes.txt", "cent\n1 euro\n", "data.yaml and classes.txt name the classes differently"),
     ],
 )
 def test_malformed_yolo(tmp_path, path, text, message):
@@ -296,6 +297,7 @@ def test_text_files_of_yolo_that_are_spelled_otherwise_or_belong_to_no_photo(tmp
     save_photos(tmp_path, "images/cafe\u0301.png", "images/A.png", "images/b.png", "images/B.png")
     for name in ("caf\u00e9.txt", "a.TXT", "b.txt", "none.txt", "classes.txt"):
         write(tmp_path / "labels" / name, f"1 {YOLO_BOX}\n")
+    write(tmp_path / "dataset.yaml", "path: .\ntrain: images\n")  # names no classes
     labels, notes = read(tmp_path)
     dogs = {"images/cafe\u0301.png", "images/A.png", "images/b.png"}  # B has no file: b's is its own
     assert labels == {name: ["dog"] * (name in dogs) for name in (*dogs, "images/B.png")}

@@ -139,6 +139,7 @@ def test_cells_that_are_no_labels(tmp_path, cell, message):
         "file,dog,cat\na.jpg,1,1\nb.jpg,0,0\n",
         ",file,dog,cat\n0,a.jpg,True,True\n1,b.jpg,False,False\n",
         "file,dog,cat,Unnamed: 0\na.jpg,1.0,1.0,0\nb.jpg,0.0,,1\n",  # read and written by pandas again
+        "Unnamed: 0.1,Unnamed: 0,file,dog,cat\n0,0,a.jpg,1,1\n1,1,b.jpg,0,0\n",  # and again
         "file;dog;cat\na.jpg;True;TRUE\nb.jpg;False;false\n",
         "file,dog,cat,\na.jpg,1.0,x,\nb.jpg,0.0,,\n",
         "path,dog,cat\na.jpg,X,1\nb.jpg,,0\n",
@@ -157,6 +158,9 @@ def test_one_table_in_many_hands(tmp_path, text):
         ("file,label,notes\na.jpg,dog,\nb.jpg,cat,\n", {"a.jpg": ["dog"], "b.jpg": ["cat"]}),
         ("file,labels,dog,cat\na.jpg,dog,0.9132,0.1000\n", {"a.jpg": ["dog"]}),  # predictions, corrected
         ("file,labels\na.jpg,labels\n", {"a.jpg": ["labels"]}),
+        ("file,url,labels\na.jpg,,cat\nb.jpg,,dog\n", {"a.jpg": ["cat"], "b.jpg": ["dog"]}),  # spare columns
+        ("file,label,tags\na.jpg,cat,\n", {"a.jpg": ["cat"]}),
+        ("file,labels,cat,dog\na.jpg,,0.0666,0.0700\n", {"a.jpg": []}),  # predictions, none above the threshold
     ],
 )
 def test_what_a_column_is_its_cells_decide(tmp_path, text, expected):

@@ -39,6 +39,14 @@ def test_a_run_that_failed_before_it_trained_gives_its_workdir_back(tmp_path):
             train_and_evaluate(config, tmp_path / "run")
 
 
+def test_a_workdir_with_a_saved_model_alone_is_kept(tmp_path):
+    config = longer(tmp_path)
+    claim(tmp_path, config, {"a": 1})
+    (tmp_path / "backbone.safetensors").touch()
+    with pytest.raises(InputError, match=r"other settings, a \(there 1, now 3\)"):
+        claim(tmp_path, config, {"a": 3})
+
+
 def test_hashes_are_told_by_their_first_digits(tmp_path):
     (tmp_path / "checkpoints_1shot/0").mkdir(parents=True)
     config = longer(tmp_path)
