@@ -68,9 +68,10 @@ def _places(photo: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
     """Where the text file of a photo may be."""
     parts = [*photo.relative_to(folder).parts[:-1], f"{photo.stem}.txt"]
     beside = folder.joinpath(*parts)
-    if "images" not in parts:
+    names = [part.casefold() for part in parts]
+    if "images" not in names:
         return [beside]
-    place = len(parts) - 1 - parts[::-1].index("images")
+    place = len(parts) - 1 - names[::-1].index("images")
     return [folder.joinpath(*parts[:place], "labels", *parts[place + 1 :]), beside]
 
 

@@ -238,6 +238,7 @@ YOLO_BOX = "0.5 0.5 0.1 0.1"
     [
         ("images/{}.png", "labels/{}.txt"),
         ("images/train/{}.png", "labels/train/{}.txt"),  # Ultralytics
+        ("Images/{}.png", "Labels/{}.txt"),
         ("train/images/{}.png", "train/labels/{}.txt"),  # Roboflow
         ("obj_train_data/{}.png", "obj_train_data/{}.txt"),  # CVAT, labelImg
     ],
