@@ -53,11 +53,11 @@ def _serve(flags) -> None:
     try:
         for name in names:
             session.store.name_label(name, wordings.get(name, ()))
-        name = f"[{host}]" if ":" in host else host
-        token = "" if name in LOOPBACK else secrets.token_urlsafe(16)
+        written = f"[{host}]" if ":" in host else host
+        token = "" if written in LOOPBACK else secrets.token_urlsafe(16)
         session.start()
-        name = socket.gethostname() if host in ("0.0.0.0", "::", "") else name
-        address = f"http://{name}:{server.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        reached = socket.gethostname() if host in ("0.0.0.0", "::", "") else written
+        address = f"http://{reached}:{server.getsockname()[1]}/" + (f"?token={token}" if token else "")
         done = session.collection.progress().embedded
         print(f"{len(session.collection.names)} photos, {done} ready; decisions go to {session.store.path}")
         if missing := session.missing():

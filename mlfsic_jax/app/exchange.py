@@ -41,19 +41,20 @@ class _FromOutside(Finder):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._top = folder.resolve()
+        self._name = folder.resolve().name
 
     def find(self, name: Any, where: str) -> Path:
         path = name.replace("\\", "/") if isinstance(name, str) else ""
         path = unquote(path.partition("?d=")[2]) or path  # of Label Studio's server
         from_inside = path.startswith("./") and (self._folder / path).exists()
-        if not from_inside and not path.startswith(f"{self._top}/"):
-            name = f"/{path}".partition(f"/{self._top.name}/")[2] or name
+        if not from_inside and not path.startswith(self._tops):
+            name = f"/{path}".partition(f"/{self._name}/")[2] or name
         return super().find(name, where)
 
 
 class _Row(NamedTuple):
     photo: Marked
+    path: str  # of the photo, as seen from the folder
     labels: list[str]  # decided and, if asked for, proposed, in the labels' order
     score: float | None  # probability of what is proposed about the least certain label; None where nothing is known
 
@@ -93,13 +94,11 @@ def export(
     if skipped is not None:
         skipped += problems.values()
     chosen = [photo for photo in chosen if photo.name not in problems]
-    rows = [_row(photo, label_names, thresholds if proposals else {}) for photo in chosen]
-    # The path through a sub-folder that is called like the folder could be one from outside.
-    paths = {row.photo.name: "./" * (f"/{folder}/" in f"/{row.photo.name}") + row.photo.name for row in rows}
+    rows = [_row(photo, folder, label_names, thresholds if proposals else {}) for photo in chosen]
     if kind == "csv":
-        lines = _csv(rows, label_names, paths)
+        lines = _csv(rows, label_names)
     elif kind == "coco":
-        lines = [json.dumps(_coco(rows, label_names, paths))]
+        lines = [json.dumps(_coco(rows, label_names))]
     else:
         label_studio.prepare(label_names, (), ".")  # refuses what its configuration could not have
         lines = [json.dumps([_task(row, folder, label_names) for row in rows])]
@@ -175,28 +174,30 @@ def _is_told(photo: Marked, label_names: Sequence[str]) -> bool:
     return bool(photo.yes) or len(photo.no) == len(label_names) > 0
 
 
-def _row(photo: Marked, label_names: Sequence[str], thresholds: Mapping[str, float]) -> _Row:
+def _row(photo: Marked, folder: str, label_names: Sequence[str], thresholds: Mapping[str, float]) -> _Row:
     """``thresholds``: none where proposals are not asked for."""
     known = {name: p for name, p in photo.proposed.items() if name in thresholds}
     labels = {*photo.yes, *(name for name, p in known.items() if p > thresholds[name])}
     score = min((p if name in labels else 1 - p for name, p in known.items()), default=None)
-    return _Row(photo, [name for name in label_names if name in labels], score)
+    # A path through a sub-folder that is called like the folder could be one from outside.
+    path = f"./{photo.name}" if f"/{folder}/" in f"/{photo.name}" else photo.name
+    return _Row(photo, path, [name for name in label_names if name in labels], score)
 
 
-def _csv(rows: Iterable[_Row], label_names: Iterable[str], paths: Mapping[str, str]) -> Iterator[str]:
+def _csv(rows: Iterable[_Row], label_names: Iterable[str]) -> Iterator[str]:
     as_text = cell_writer(label_names)
     line = csv.writer(types.SimpleNamespace(write=str)).writerow  # what is "written" is what it returns
     yield line(("file", "labels"))
-    yield from (line((paths[row.photo.name], as_text(row.labels))) for row in rows)
+    yield from (line((row.path, as_text(row.labels))) for row in rows)
 
 
-def _coco(rows: Sequence[_Row], label_names: Sequence[str], paths: Mapping[str, str]) -> dict[str, Any]:
+def _coco(rows: Sequence[_Row], label_names: Sequence[str]) -> dict[str, Any]:
     ids = {name: i for i, name in enumerate(label_names, 1)}
     numbered = list(enumerate(rows, 1))
     marks = [(image, ids[name]) for image, row in numbered for name in row.labels]
     return {
         "images": [
-            {"id": i, "file_name": paths[row.photo.name], "width": row.photo.size[0], "height": row.photo.size[1]}
+            {"id": i, "file_name": row.path, "width": row.photo.size[0], "height": row.photo.size[1]}
             for i, row in numbered
         ],
         "annotations": [{"id": i, "image_id": m, "category_id": c} for i, (m, c) in enumerate(marks, 1)],

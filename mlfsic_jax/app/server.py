@@ -217,10 +217,9 @@ def _add_exchange(app: FastAPI, session: Session) -> None:
             folder=collection.folder.resolve().name,
             skipped=(skipped := []),
         )
-        told = json.dumps(
-            [*skipped[:_MOST_TOLD], *[f"and {len(skipped) - _MOST_TOLD} more"] * (len(skipped) > _MOST_TOLD)]
-        )
-        headers = {"Content-Disposition": f'attachment; filename="{file}"', "X-Left-Out": told}
+        more = len(skipped) - _MOST_TOLD
+        told = skipped[:_MOST_TOLD] + [f"and {more} more"] * (more > 0)
+        headers = {"Content-Disposition": f'attachment; filename="{file}"', "X-Left-Out": json.dumps(told)}
         return StreamingResponse(content, media_type=kind, headers=headers)
 
     @app.post("/api/import")

@@ -8,7 +8,6 @@ import json
 import os
 import sqlite3
 import threading
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -107,10 +106,10 @@ class Store:
         """
         with self._lock:
             checked = dict.fromkeys(label_name(name, "the label") for name in names)
-            added = {name: Label(name, (name,), THRESHOLD) for name in checked if name not in self._labels}
+            added = [Label(name, (name,), THRESHOLD) for name in checked if name not in self._labels]
             changes = {(photo, label): value for photo, label, value in decisions}
             for _, label in changes:
-                if label not in added:
+                if label not in checked:
                     self._known(label)
             self._write(changes, recorded=True, added=added)
             return self.version
@@ -175,7 +174,7 @@ class Store:
         changes: Mapping[tuple[str, str], int | None],
         recorded: bool,
         forget: int = -1,
-        added: Mapping[str, Label] = types.MappingProxyType({}),
+        added: Sequence[Label] = (),
     ) -> None:
         """Writes decisions (photo, label) -> value, those that change something, after labels to add."""
         before = {key: self._decided.get(key[0], {}).get(key[1]) for key in changes}
@@ -187,14 +186,14 @@ class Store:
         undo = [(step, to_sql(key[0]), key[1], before[key]) for key in changes] if recorded else []
         self._commit(
             [
-                _of_labels(added.values()),
+                _of_labels(added),
                 ("delete from decision where photo = ? and label = ?", [row[:2] for row in stored if row[2] is None]),
                 ("insert or replace into decision values (?, ?, ?)", [row for row in stored if row[2] is not None]),
                 ("insert into change values (?, ?, ?, ?)", undo),
                 ("delete from change where step = ?", [(forget,)]),
             ]
         )
-        self._labels |= added
+        self._labels |= {label.name: label for label in added}
         for (photo, label), value in changes.items():
             self._keep(photo, label, value)
 

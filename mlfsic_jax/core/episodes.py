@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlfsic_jax.core.functional import is_zero_one
+from mlfsic_jax.core.functional import require_zero_one
 
 _ATTEMPTS = 100
 
@@ -114,8 +114,7 @@ def _planned(labels, n_shot: int, n_query: int) -> tuple["_Plan", dict[str, int]
     labels = np.asarray(labels)
     if labels.ndim != 2 or 0 in labels.shape:
         raise ValueError(f"labels must be [images, labels] and not empty, not {labels.shape}")
-    if not is_zero_one(labels):
-        raise ValueError("labels must be bool, or 0 and 1")
+    require_zero_one(labels)
     labels = labels.astype(bool)
     for name, count in (("n_shot", n_shot), ("n_query", n_query)):
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:

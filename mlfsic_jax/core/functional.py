@@ -10,9 +10,10 @@ def unit(x: jax.Array, axis: int = -1) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
 
 
-def is_zero_one(labels) -> bool:
-    """Whether labels, an array of any shape, are bool or hold 0 and 1 only; those that are traced are not known yet."""
-    return isinstance(labels, jax.core.Tracer) or labels.dtype == bool or bool(np.isin(labels, (0, 1)).all())
+def require_zero_one(labels) -> None:
+    """``ValueError`` unless labels, an array of any shape, are bool or hold 0 and 1 only; traced ones pass."""
+    if not isinstance(labels, jax.core.Tracer) and labels.dtype != bool and not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels must be bool, or 0 and 1")
 
 
 def inverse_definite(matrix: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlfsic_jax.core.functional import binary_cross_entropy, is_zero_one, unit
+from mlfsic_jax.core.functional import binary_cross_entropy, require_zero_one, unit
 from mlfsic_jax.core.options import one_of, require
 
 SCORE_SCALINGS = ("minmax", "none")
@@ -227,8 +227,7 @@ def _minmax(x, tolerance):
 
 
 def _check_values(labels, scale, threshold):
-    if not is_zero_one(labels):
-        raise ValueError("labels must be bool, or 0 and 1")
+    require_zero_one(labels)
     for name, number, high in (("threshold", threshold, 1.0), ("scale", scale, np.finfo(np.float32).max)):
         if not _within(number, 0, high):
             raise ValueError(f"{name} must be from 0 to {high:g}, not {number}")

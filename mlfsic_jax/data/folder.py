@@ -27,7 +27,7 @@ _SPLIT = re.compile(
     r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabel+ed)([ _-]?(set|data|images?|split|\d+))*",
     re.IGNORECASE,
 )
-_SHEET = re.compile(r"[^.~].*\.(xlsx?|xlsm|ods|numbers)", re.IGNORECASE)  # of a spreadsheet program
+_SHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")  # of spreadsheet programs
 _PARTS = {"image", "images", "imgs", "jpegimages"}  # of a layout, not of labels
 LAYOUT = (
     "Give a folder of photos with labels.csv (columns file, labels; several labels as sand|sea), or with labels.csv of "
@@ -74,8 +74,8 @@ def _read(folder: pathlib.Path) -> tuple[Table, list[pathlib.Path]]:
     own = [path for name in _OWN if (path := folder / name).is_file()][:1]
     tables = own or [path for path in sorted(folder.iterdir()) if _may_be_table(path) and is_table(path)]
     cvat = [] if own else sorted((folder / "annotations").glob("instances_*.json"))
-    names = None if own else yolo.find(folder)
-    kinds = [*([path] for path in tables), *([cvat] if cvat else []), *([[names]] if names else [])]
+    boxes = None if own else yolo.find(folder)
+    kinds = [*([path] for path in tables), *([cvat] if cvat else []), *([boxes.names] if boxes else [])]
     if len(kinds) > 1:
         found = ", ".join(str(paths[0].relative_to(folder)) for paths in kinds[:5])
         raise InputError(
@@ -87,8 +87,8 @@ def _read(folder: pathlib.Path) -> tuple[Table, list[pathlib.Path]]:
     if tables and len(inside) > 1:
         either = f"{tables[0].name} and sub-folders such as {shown(inside[0])}"
         raise InputError(f"{folder}: both {either} may say the labels. Call the file labels.csv, or move it away")
-    if names:
-        return yolo.read(names), [names]
+    if boxes:
+        return yolo.read(boxes), boxes.names[:1]
     if tables:
         return read_table(tables[0], Finder(folder)), tables
     read = [read_table(path, _finder(folder, path)) for path in cvat]
@@ -164,10 +164,10 @@ def _from_folders(folder: pathlib.Path) -> tuple[Table, list[pathlib.Path]]:
             labels[photo] = [label]
     loose = len(photos_below(folder)) - len(labels)
     notes = [f"{loose} photos of {folder.name}/ lie in no sub-folder, have no label and are left out."] * (loose > 0)
-    empty = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path not in inside]
-    if empty := [name for name in empty if not is_junk(name)]:
+    others = [path for path in sorted(folder.iterdir()) if path not in inside and not is_junk(path.name)]
+    if empty := [path.name for path in others if path.is_dir()]:
         notes.append(f"Sub-folders without photos are left out: {shown(empty)}.")
-    if sheets := [path.name for path in sorted(folder.iterdir()) if _SHEET.fullmatch(path.name)]:
+    if sheets := [path.name for path in others if path.suffix.lower() in _SHEETS]:
         notes.append(f"{', '.join(sheets)} was not read: if it says the labels, save it as labels.csv.")
     if deep := sorted({photo.parent.name for path in inside for photo in inside[path] if photo.parent != path}):
         notes.append(f"Sub-folders of labels, such as {shown(deep[0])}, were taken for parts of the label.")

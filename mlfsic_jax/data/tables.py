@@ -262,8 +262,9 @@ def _marked(table: _Rows, file: int) -> tuple[list[str], list[list[str]]]:
 
 def _is_index(table: _Rows, i: int) -> bool:
     """Whether a column without a name numbers the rows from 0, as pandas writes them unless it is told not to."""
-    cells = [str(cells[i]).strip() for _, cells in table.rows]
-    return not _plain(table.columns[i]) and cells == [*map(str, range(len(cells)))]
+    if _plain(table.columns[i]):
+        return False
+    return all(str(cells[i]).strip() == str(number) for number, (_, cells) in enumerate(table.rows))
 
 
 def _named(cells: Sequence[tuple[str, Any]], whole: bool, file: str) -> tuple[list[list[str] | None], list[str]]:

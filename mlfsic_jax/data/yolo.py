@@ -3,7 +3,7 @@
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlfsic_jax.data.photo_files import folded, is_junk, photos_below
 from mlfsic_jax.data.tables import Table
@@ -17,23 +17,31 @@ _LARGEST = 1 << 18  # bytes of a file of names
 _OTHERS = re.compile(r"(classes|predefined_classes|notes|readme.*|train|val(id)?|test)\.txt", re.IGNORECASE)
 
 
-def find(folder: pathlib.Path) -> pathlib.Path | None:
-    """The file with the names of the classes, if a folder is one of YOLO's: with a text file for some photo."""
-    names = next((folder / name for name in _NAMES_FILES if (folder / name).is_file()), None)
-    return names if names and any(_text_files(photos_below(folder), folder).values()) else None
+class Layout(NamedTuple):
+    """A folder of YOLO's."""
+
+    names: list[pathlib.Path]  # files that may have the names of the classes, 1 at least
+    texts: dict[pathlib.Path, pathlib.Path | None]  # photo -> its text file
 
 
-def read(names_file: pathlib.Path) -> Table:
-    """The labels of all photos below the folder of ``names_file``; a photo without a text file has none.
+def find(folder: pathlib.Path) -> Layout | None:
+    """The layout of a folder, if it is one of YOLO's: with names of classes and a text file for some photo."""
+    names = [folder / name for name in _NAMES_FILES if (folder / name).is_file()]
+    texts = _text_files(photos_below(folder), folder) if names else {}
+    return Layout(names, texts) if any(texts.values()) else None
+
+
+def read(layout: Layout) -> Table:
+    """The labels of all photos of the folder; a photo without a text file has none.
 
     The text file of ``images/a.jpg`` is ``labels/a.txt``, or stands beside the photo. ``InputError`` names a malformed
     line, and files that name the classes differently.
     """
-    folder, classes = names_file.parent, _names(names_file)
-    for other in (folder / name for name in _NAMES_FILES if (folder / name).is_file()):
+    (names_file, *others), texts = layout
+    classes = _names(names_file)
+    for other in others:
         if _names(other, classes) != classes:
             raise InputError(f"{names_file} and {other.name} name the classes differently: keep the one that is right")
-    texts = _text_files(photos_below(folder), folder)
     labels: dict[pathlib.Path, list[str]] = {}
     for photo, text in texts.items():
         lines = text_lines(text) if text else ()

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from mlfsic_jax.core.episodes import Episode, sample_episodes, sample_laso_support
-from mlfsic_jax.core.functional import is_zero_one
+from mlfsic_jax.core.functional import require_zero_one
 from mlfsic_jax.core.metrics import METRICS, calibration_error, mean_and_ci95, multilabel_metrics
 from mlfsic_jax.data.features import View
 from mlfsic_jax.methods import Method
@@ -52,8 +52,7 @@ def evaluate(method: Method, trained, features, labels, words, episodes: Episode
       episodes: int32 [E, S] and [E, Q] rows, see ``sample_episode``.
     """
     features, labels = np.asarray(features), np.asarray(labels)
-    if not is_zero_one(labels):
-        raise ValueError("labels must be bool, or 0 and 1")
+    require_zero_one(labels)
     labels = labels.astype(bool)
     names = tuple(map(str, range(labels.shape[1])))
     view = View(features.__getitem__, labels, words, names, named_vectors=lambda _: words)
